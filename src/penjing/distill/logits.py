@@ -1,0 +1,46 @@
+"""Losses on the outputs of a student and its teacher.
+
+Every loss is ``(output, teacher output, target) -> scalar``; those that need no labels leave the target alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from penjing.errors import RecipeError
+
+TeacherLoss = Callable[[Any, Any, Any], Tensor]
+
+
+def kl(temperature: float = 4.0) -> TeacherLoss:
+    """Divergence (Kullback-Leibler) from the teacher's softened classes, times ``temperature ** 2`` (arXiv:1503.02531).
+
+    Both outputs are logits of shape ``(N, classes, ...)``; the mean is over all but the classes. Needs no labels.
+    """
+    if not temperature > 0:
+        raise RecipeError(f"kl.temperature is {temperature}; give a positive number, e.g. 4")
+
+    def loss(output: Tensor, taught: Tensor, _target: object) -> Tensor:
+        ours = F.log_softmax(output / temperature, dim=1)
+        theirs = F.log_softmax(taught / temperature, dim=1)
+        divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
+        return divergence * temperature**2
+
+    return loss
+
+
+def with_labels(loss: Callable[[Any, Any], Tensor]) -> TeacherLoss:
+    """A loss on the labels alone, in the form of those that know a teacher."""
+    return lambda output, _taught, target: loss(output, target)
+
+
+def weighted(*terms: tuple[float, TeacherLoss]) -> TeacherLoss:
+    """The sum of ``weight * loss`` over the terms."""
+
+    def loss(output: Any, taught: Any, target: Any) -> Tensor:
+        first, *rest = (weight * term(output, taught, target) for weight, term in terms)
+        return sum(rest, start=first)
+
+    return loss

@@ -1,0 +1,53 @@
+"""What can go wrong, as one tree. Everything a user can mend is a ``PenjingError``; the rest is our own bug.
+
+PenjingError
+ ├─ ModelError        the network cannot be read, or its weights do not fit or are not finite
+ ├─ DataError         a loader is empty, or yields what the network does not take
+ ├─ PlanError         a plan does not fit the network it is applied to
+ │   └─ NotEquivalent the smaller network does not compute what the plan says (nothing is handed back)
+ ├─ TrainingError     the loss is no longer finite
+ ├─ ExportError       a file cannot be written or read back by its runtime
+ │   └─ RuntimeMissing the package that speaks to the runtime is not installed
+ ├─ BudgetError       no candidate meets the limits
+ └─ RecipeError       a setting is unknown or out of range, or a name leads nowhere
+"""
+
+
+class PenjingError(Exception):
+    """Something the user can mend; the message says what was wrong, with the value, and what to do next."""
+
+
+class ModelError(PenjingError):
+    """The network cannot be read, or its weights do not fit or are not finite."""
+
+
+class DataError(PenjingError):
+    """A loader is empty, or yields what the network does not take."""
+
+
+class PlanError(PenjingError):
+    """A plan does not fit the network it is applied to."""
+
+
+class NotEquivalent(PlanError):
+    """The smaller network does not compute what the plan says; nothing is handed back."""
+
+
+class TrainingError(PenjingError):
+    """The loss is no longer finite."""
+
+
+class ExportError(PenjingError):
+    """A file cannot be written, or read back by its runtime."""
+
+
+class RuntimeMissing(ExportError):
+    """The package that speaks to a runtime is not installed."""
+
+
+class BudgetError(PenjingError):
+    """No candidate meets the limits; the message names the nearest that can be met."""
+
+
+class RecipeError(PenjingError):
+    """A setting is unknown or out of range, or a name leads nowhere."""

@@ -1,0 +1,67 @@
+"""Files that are there whole or not at all: every file we write appears under its name only when it is complete."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from penjing.errors import PenjingError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it there when the block ends well, remove it when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb") as f:
+            os.fsync(f.fileno())
+        part.chmod(0o644)  # mkstemp makes files that only their owner reads
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; NaN and infinity are refused, since no other reader takes them."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as safetensors, with ``about`` as JSON in the file's header, so that both appear together."""
+    held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    with whole_file(path) as part:
+        save_file(held, part, metadata={"about": json.dumps(about or {})})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What ``write_tensors`` wrote: the tensors and ``about`` (empty when another program wrote the file).
+
+    Raises:
+        PenjingError: The file is not there or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            names = list(f.keys())
+            return {name: f.get_tensor(name) for name in names}, json.loads((f.metadata() or {}).get("about", "{}"))
+    except (OSError, SafetensorError) as e:
+        raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file") from e
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

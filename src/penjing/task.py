@@ -1,0 +1,113 @@
+"""What a network is for: batches to train on, to search on and to confirm on; a metric; a loss.
+
+A *batch* is ``(inputs, target)``; ``inputs`` is a tensor or a tuple of tensors, batched along dimension 0.
+Loaders are walked many times, so each must give a fresh iterator every time (a list or a ``DataLoader`` does).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from penjing.errors import DataError
+
+Inputs = Tensor | tuple[Tensor, ...]
+Batch = tuple[Inputs, Any]
+Batches = Iterable[Batch]
+Run = Callable[..., Any]  # a network in torch or in a runtime: takes the inputs one by one
+Loss = Callable[[Any, Any], Tensor]  # (output, target) -> scalar
+
+
+@dataclass(frozen=True)
+class Score:
+    """The value of a metric, higher is better, with what is needed to compare two of them sample by sample."""
+
+    value: float
+    samples: int
+    per_sample: np.ndarray = field(repr=False, compare=False)  # (samples,), mean equals ``value`` where that makes sense
+
+
+Metric = Callable[[Run, Batches], Score]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the network is for.
+
+    Args:
+        train: Batches to learn from.
+        search: Batches that choices are made on.
+        confirm: Batches that are looked at once, at the end.
+        metric: ``(callable, batches) -> Score``; higher is better.
+        loss: ``(output, target) -> scalar``, for training.
+    """
+
+    train: Batches
+    search: Batches
+    confirm: Batches
+    metric: Metric
+    loss: Loss = F.cross_entropy
+
+
+def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The inputs of a batch, one by one."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def first_batch(batches: Batches, name: str) -> Batch:
+    """The first batch of a split.
+
+    Raises:
+        DataError: The split is empty or does not yield ``(inputs, target)``.
+    """
+    batch = next(iter(batches), None)
+    if batch is None:
+        raise DataError(f"task.{name} is empty: it yields no batch; give at least one (inputs, target) pair")
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(f"task.{name} yields {type(batch).__name__}, not an (inputs, target) pair")
+    inputs, target = batch
+    inputs = inputs if isinstance(inputs, Tensor) else tuple(inputs)
+    if not all(isinstance(x, Tensor) for x in as_tuple(inputs)):
+        raise DataError(f"task.{name} yields inputs of type {type(inputs).__name__}; give a tensor or a tuple of tensors")
+    return inputs, target
+
+
+def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
+    """Walk one batch of every split through the network, so that a mistake shows before any work is done.
+
+    Returns:
+        Example inputs: the first batch of ``search``.
+
+    Raises:
+        DataError: A split is empty, or the network does not take what it yields.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for name in ("train", "search", "confirm"):
+            inputs, target = first_batch(getattr(task, name), name)
+            shapes = [tuple(x.shape) for x in as_tuple(inputs)]
+            try:
+                with torch.no_grad():
+                    output = model(*as_tuple(inputs))
+            except Exception as e:  # whatever the user's forward raises, the cause is the shape it was given
+                reason = str(e).strip().splitlines()[0]
+                raise DataError(f"the model does not take what task.{name} yields, inputs of shape {shapes}: {reason}") from e
+            if name == "train":
+                _check_loss(task.loss, output, target)
+    finally:
+        model.train(was_training)
+    return as_tuple(first_batch(task.search, "search")[0])
+
+
+def _check_loss(loss: Loss, output: Any, target: Any) -> None:
+    try:
+        value = loss(output, target)
+    except Exception as e:
+        raise DataError(f"task.loss does not take the model's output and task.train's target: {str(e).splitlines()[0]}") from e
+    if not torch.isfinite(value).all():
+        raise DataError(f"task.loss is {value.item()} on the first batch of task.train; check for NaN in data and targets")

@@ -1,0 +1,214 @@
+"""The training loop: any module, any loss, with or without a teacher; what is interrupted goes on where it stopped."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.distill import TeacherLoss
+from penjing.errors import DataError, RecipeError, TrainingError
+from penjing.files import read_tensors, write_tensors
+from penjing.progress import Progress, silent
+from penjing.task import Task, as_tuple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of the loop; stochastic gradient descent with Nesterov momentum, linear warm-up and cosine decay."""
+
+    lr: float = 0.05  # at the peak
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # of weights; biases and norms have none
+    warmup: float = 0.1  # share of all steps
+    precision: str = "32-true"  # Lightning Fabric's names: "32-true", "bf16-mixed"
+    clip: float = 5.0  # largest norm of the whole gradient
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("lr", 0, 100), ("momentum", 0, 1), ("weight_decay", 0, 1), ("warmup", 0, 1), ("clip", 0, 1e9)):
+            if not low <= getattr(self, name) < high:
+                raise RecipeError(f"training.{name} is {getattr(self, name)}; give a number from {low} up to {high}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch was like."""
+
+    epoch: int  # the first is 1
+    loss: float  # mean over its batches
+    lr: float  # at its last step
+    seconds: float
+
+
+def warmup_cosine(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate at ``step`` of ``total``: up in a line, down as half a cosine (arXiv:1608.03983)."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    *,
+    epochs: int,
+    teacher: nn.Module | None = None,
+    loss: TeacherLoss | None = None,
+    settings: Training | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Train a copy of ``model`` on ``task.train`` and return it in eval mode.
+
+    Args:
+        teacher: The network to learn from; needed by ``loss``.
+        loss: ``(output, teacher output, target) -> scalar``; without it, ``task.loss`` is used and no teacher.
+        checkpoint: Where the state is kept, written whole after every epoch. When it is there already, training goes on
+            from it, and on one CPU ends with the same weights, bit for bit, as if it had not been interrupted.
+        on_epoch: Called after every epoch, for those in the checkpoint too.
+
+    Raises:
+        TrainingError: The loss is not finite; the last checkpoint stays. Or the checkpoint belongs to another run.
+        DataError: ``task.train`` is empty.
+    """
+    if (teacher is None) != (loss is None):
+        raise RecipeError("fit takes a teacher and a loss that knows it together, or neither")
+    if epochs < 1:
+        raise RecipeError(f"epochs is {epochs}; give at least 1")
+    settings = settings or Training()
+    steps = _length(task)
+    run = _Run(model, teacher, settings)
+    history = run.resume(checkpoint, epochs) if checkpoint is not None and checkpoint.exists() else []
+    for past in history:
+        if on_epoch:
+            on_epoch(past)
+    with torch.random.fork_rng(), progress("training", epochs * steps) as advance:
+        for _ in range(len(history) * steps):
+            advance("already done")
+        for epoch in range(len(history), epochs):
+            history.append(_one_epoch(run, task, loss, epoch, epochs, steps, advance))
+            if checkpoint is not None:
+                run.save(checkpoint, epochs, history)
+            if on_epoch:
+                on_epoch(history[-1])
+    return run.finished()
+
+
+def _one_epoch(
+    run: "_Run", task: Task, loss: TeacherLoss | None, epoch: int, epochs: int, steps: int, advance: Callable[[str], None]
+) -> Epoch:
+    # All chance in an epoch follows from its number, so that a resumed run sees what an uninterrupted one would have seen.
+    torch.manual_seed(run.settings.seed * 1_000_003 + epoch)
+    set_epoch = getattr(task.train, "set_epoch", None)
+    if set_epoch:
+        set_epoch(epoch)
+    total, began, lr = 0.0, time.perf_counter(), 0.0
+    for i, (inputs, target) in enumerate(task.train):
+        lr = run.settings.lr * warmup_cosine(epoch * steps + i, epochs * steps, run.settings.warmup)
+        value = run.step(as_tuple(inputs), target, task, loss, lr)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} in epoch {epoch + 1}, batch {i + 1}; try a lower lr than {run.settings.lr} or look "
+                "for NaN in the data; the last checkpoint is untouched"
+            )
+        total += value
+        advance(f"epoch {epoch + 1}/{epochs}  loss {total / (i + 1):.4f}")
+    return Epoch(epoch + 1, total / steps, lr, time.perf_counter() - began)
+
+
+def _length(task: Task) -> int:
+    """Batches in an epoch; a loader without ``len`` is walked once to count."""
+    n = len(task.train) if isinstance(task.train, Sized) else sum(1 for _ in task.train)
+    if n == 0:
+        raise DataError("task.train is empty: it yields no batch; give at least one (inputs, target) pair")
+    return n
+
+
+class _Run:
+    """Model, teacher and optimizer, set up on the device; all that a checkpoint must hold."""
+
+    def __init__(self, model: nn.Module, teacher: nn.Module | None, settings: Training) -> None:
+        from lightning_fabric import Fabric
+
+        self.settings = settings
+        self.fabric = Fabric(accelerator="auto", devices=1, precision=settings.precision)
+        self.model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+        )
+        self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.teacher = None
+        if teacher is not None:
+            frozen = copy.deepcopy(teacher).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.teacher = self.fabric.setup_module(frozen)
+
+    def step(self, inputs: tuple[Tensor, ...], target: Any, task: Task, loss: TeacherLoss | None, lr: float) -> float:
+        inputs, target = self.fabric.to_device((inputs, target))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        output = self.student(*inputs)
+        if self.teacher is None or loss is None:
+            value = task.loss(output, target)
+        else:
+            with torch.no_grad():
+                taught = self.teacher(*inputs)
+            value = loss(output, taught, target)
+        self.fabric.backward(value)
+        if self.settings.clip:
+            self.fabric.clip_gradients(self.student, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        if math.isfinite(item := float(value.detach())):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return item
+
+    def finished(self) -> nn.Module:
+        model: nn.Module = self.model.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        return model
+
+    def save(self, path: Path, epochs: int, history: list[Epoch]) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        for i, p in enumerate(self._ordered()):
+            tensors[f"momentum.{i}"] = self.optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
+        about = {"settings": asdict(self.settings), "epochs": epochs, "history": [asdict(e) for e in history]}
+        write_tensors(path, tensors, about)
+
+    def resume(self, path: Path, epochs: int) -> list[Epoch]:
+        tensors, about = read_tensors(path)
+        mine = {"settings": asdict(self.settings), "epochs": epochs}
+        theirs = {k: about.get(k) for k in mine}
+        if mine != theirs:
+            raise TrainingError(f"{path} belongs to another run ({theirs}, not {mine}); delete it or choose another place")
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for i, p in enumerate(self._ordered()):
+            self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p.device)
+        return [Epoch(**e) for e in about["history"]]
+
+    def _ordered(self) -> Iterator[nn.Parameter]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let torch use ``n`` threads while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
