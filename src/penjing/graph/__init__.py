@@ -1,1 +1,11 @@
+"""What the model computes and which of its channels live or die together."""
 
+from penjing.graph.capture import Graph as Graph
+from penjing.graph.capture import as_inputs as as_inputs
+from penjing.graph.capture import capture as capture
+from penjing.graph.capture import check_weights as check_weights
+from penjing.graph.channels import Axis as Axis
+from penjing.graph.channels import Channels as Channels
+from penjing.graph.channels import Criterion as Criterion
+from penjing.graph.channels import Group as Group
+from penjing.graph.channels import find_channels as find_channels

@@ -1,0 +1,82 @@
+"""Read what a model computes, with ``torch.export``. The graph is a reading: the model is left alone."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from penjing.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a model computes in eval mode.
+
+    Attributes:
+        module: Functional ``aten`` operations in order, as a trainable module with the model's parameter names.
+        example: The inputs it was read with; dimension 0 is doubled when it was 1, since torch takes a size of 1 as fixed.
+        dynamic: Whether any batch size will do.
+    """
+
+    module: fx.GraphModule
+    example: tuple[Tensor, ...]
+    dynamic: bool
+
+
+def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The example as a tuple of tensors.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise ModelError(f"example is {type(example).__name__}; give a tensor or a tuple of tensors, as the model takes them")
+    return inputs
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        ModelError: Some are not; names the first.
+    """
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            bad = int((~value.isfinite()).sum())
+            raise ModelError(f"{bad} of {value.numel()} values of {name} are NaN or infinite; load sound weights")
+
+
+def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
+    """Read ``model`` in eval mode, with any batch size if it can be.
+
+    Raises:
+        ModelError: ``torch.export`` cannot read it.
+    """
+    inputs = _batched(as_inputs(example))
+    still = copy.deepcopy(model).eval()
+    batch = inputs[0].shape[0] if inputs[0].ndim else None
+    dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(still, inputs, dynamic_shapes=(dims,) if _variadic(still) else dims, strict=False)
+        module = program.run_decompositions({}).module(check_guards=False)
+    except Exception as e:  # torch.export raises many types; the reason is in its first line
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        shapes = [tuple(x.shape) for x in inputs]
+        raise ModelError(f"{type(model).__name__} cannot be read with inputs of shape {shapes}: {reason}") from e
+    placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
+    return Graph(module, inputs, isinstance(placeholder.meta["val"].shape[0], torch.SymInt))
+
+
+def _variadic(model: nn.Module) -> bool:
+    """Whether ``forward`` takes ``*inputs``: torch wants their dynamic shapes nested one level deeper."""
+    return bool(model.forward.__code__.co_flags & 0x04) if hasattr(model.forward, "__code__") else False
+
+
+def _batched(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if any(x.ndim == 0 or x.shape[0] != 1 for x in inputs):
+        return inputs
+    return tuple(torch.cat([x, x]) for x in inputs)
