@@ -1,1 +1,10 @@
+"""Export: files that real runtimes load, and what these execute."""
 
+from penjing.export.artifact import RUNTIMES as RUNTIMES
+from penjing.export.artifact import Agreement as Agreement
+from penjing.export.artifact import Artifact as Artifact
+from penjing.export.artifact import Runner as Runner
+from penjing.export.artifact import agreement as agreement
+from penjing.export.kernels import Kernel as Kernel
+from penjing.export.kernels import left_in_float as left_in_float
+from penjing.export.onnx import export as export

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError
 
@@ -62,13 +63,31 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     try:
         with torch.no_grad():
             program = torch.export.export(still, inputs, dynamic_shapes=(dims,) if _variadic(still) else dims, strict=False)
-        module = program.run_decompositions({}).module(check_guards=False)
+        module = _plain(program.run_decompositions({}).module(check_guards=False))
     except Exception as e:  # torch.export raises many types; the reason is in its first line
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         shapes = [tuple(x.shape) for x in inputs]
         raise ModelError(f"{type(model).__name__} cannot be read with inputs of shape {shapes}: {reason}") from e
     placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
     return Graph(module, inputs, isinstance(placeholder.meta["val"].shape[0], torch.SymInt))
+
+
+def _plain(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph as an ordinary module, which can be copied, trained and put in eval mode.
+
+    What torch.export gives refuses ``eval()`` and describes its arguments in a way that only nested outputs need.
+    """
+    graph, spec = module.graph, module._out_spec
+    assert isinstance(spec, TreeSpec)
+    if spec.is_leaf() or (spec.type in (tuple, list) and all(child.is_leaf() for child in spec.children())):
+        graph.set_codegen(fx.graph.CodeGen())
+        output = graph.output_node()
+        values = output.args[0]
+        assert isinstance(values, tuple | list)
+        output.args = (values[0] if spec.is_leaf() else tuple(values) if spec.type is tuple else list(values),)
+    plain = fx.GraphModule(module, graph)
+    plain.eval()
+    return plain
 
 
 def _variadic(model: nn.Module) -> bool:

@@ -49,7 +49,7 @@ class Channels:
     Attributes:
         groups: In the order the model computes.
         fixed: ``{(parameter, dim): reason}`` for dimensions of which some channels must stay.
-        reads: Dimensions of weights that sum over a value's channels; zeroing an index there removes the channel's contribution.
+        reads: Dimensions of weights that sum over a value's channels; zeroed there, a channel contributes nothing.
         shapes: Of every parameter that was labelled.
     """
 

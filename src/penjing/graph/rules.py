@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from penjing.graph.walk import NONE, Labels, Ledger, Rule, Weight, narrow, out_shape, tidy
 
@@ -20,7 +19,7 @@ aten = torch.ops.aten
 
 def structure(ledger: Ledger, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """View, permute, concatenate, slice: labels move as the elements do."""
-    args = fx.node.map_aggregate(args, lambda a: ledger.value(a) if isinstance(a, Weight) else a)  # type: ignore[assignment]
+    args = fx.node.map_aggregate(args, lambda a: ledger.value(a) if isinstance(a, Weight) else a)
     kwargs = {k: v for k, v in kwargs.items() if k != "memory_format"}
     moved = node.target(*args, **kwargs)  # type: ignore[operator]
     return [tidy(m) for m in moved] if isinstance(moved, list | tuple) else tidy(moved)
@@ -135,7 +134,7 @@ def _varies(x: Labels, dim: int) -> bool:
 # Contraction: the input's channels meet the weight's, the output has the weight's output channels.
 
 
-def convolution(  # noqa: PLR0913 - aten's signature
+def convolution(
     ledger: Ledger,
     node: fx.Node,
     x: Labels,
@@ -156,7 +155,7 @@ def convolution(  # noqa: PLR0913 - aten's signature
     return out.view(1, -1, *[1] * (x.ndim - 2)).expand(out_shape(node))
 
 
-def transposed_convolution(  # noqa: PLR0913 - aten's signature
+def transposed_convolution(
     ledger: Ledger,
     node: fx.Node,
     x: Labels,
@@ -284,9 +283,8 @@ def _overloads(*names: str) -> list[Any]:
 
 
 _STRUCTURE = _overloads(
-    "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze",
-    "expand", "expand_as", "cat", "stack", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "clone", "contiguous", "alias",
-    "detach", "lift_fresh_copy",
+    "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "expand_as", "cat", "stack",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "clone", "contiguous", "alias", "detach", "lift_fresh_copy",
 )  # fmt: skip
 _ELEMENTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",

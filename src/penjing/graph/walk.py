@@ -125,13 +125,11 @@ class Walk(fx.Interpreter):
                 self.ledger.freeze(x, f"{node.target} has no rule")
             else:
                 self.ledger.freeze_weight(x, f"{node.target} has no rule")
-        return fx.node.map_aggregate(
-            node.meta["val"], lambda v: torch.full((1,), NONE).expand(shape_of(v)) if _is_tensor(v) else v
-        )
+        return fx.node.map_aggregate(node.meta["val"], _unlabelled)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _unlabelled(value: Any) -> Any:
+    return torch.full((1,), NONE).expand(shape_of(value)) if isinstance(value, Tensor) else value
 
 
 def shape_of(value: Tensor) -> tuple[int, ...]:

@@ -1,1 +1,14 @@
+"""Measurement: how well, how large, how fast."""
 
+from penjing.measure.footprint import Layer as Layer
+from penjing.measure.footprint import layers as layers
+from penjing.measure.footprint import macs as macs
+from penjing.measure.footprint import parameters as parameters
+from penjing.measure.inspect import Inspection as Inspection
+from penjing.measure.inspect import inspect as inspect
+from penjing.measure.latency import compare as compare
+from penjing.measure.latency import latency as latency
+from penjing.measure.machine import cores as cores
+from penjing.measure.machine import machine as machine
+from penjing.measure.measurement import Measurement as Measurement
+from penjing.measure.metrics import top1 as top1

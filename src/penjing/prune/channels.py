@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,12 @@ def prune_channels(
     inputs = as_inputs(example)
     small = copy.deepcopy(model)
     _check_fit(small, plan)
-    cut = {id(_tensors(small)[name]): _selected(_tensors(small)[name], dims) for name, dims in plan.keep.items()}
+    cut: dict[int, Any] = {
+        id(_tensors(small)[name]): _selected(_tensors(small)[name], dims) for name, dims in plan.keep.items()
+    }
     for module in small.modules():  # by identity, so that shared parameters are cut once and stay shared
         for held in (module._parameters, module._buffers):
-            held.update({leaf: cut[id(old)] for leaf, old in held.items() if id(old) in cut})  # type: ignore[arg-type]
+            held.update({leaf: cut[id(old)] for leaf, old in held.items() if id(old) in cut})
     for module in small.modules():
         _match_attributes(module)
     if verify:

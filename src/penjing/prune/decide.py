@@ -45,7 +45,7 @@ def plan_channels(
     return lowest_dropped(channels, free, weights, ratio, criterion, round_to)
 
 
-def lowest_dropped(  # noqa: PLR0913 - one decision, all of it data
+def lowest_dropped(
     channels: Channels,
     free: Sequence[Group],
     weights: Mapping[str, Tensor],

@@ -1,1 +1,8 @@
+"""Search: a budget in, the fastest network within it out."""
 
+from penjing.search.budget import Budget as Budget
+from penjing.search.budget import Limit as Limit
+from penjing.search.ladder import Candidate as Candidate
+from penjing.search.ladder import Cost as Cost
+from penjing.search.ladder import climb as climb
+from penjing.search.ladder import within_limits as within_limits

@@ -67,7 +67,7 @@ class MobileNet(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Every layer reads all that came before it (Huang et al. 2017, arXiv:1608.06993): ``(N, channels, H, W) -> (N, classes)``."""
+    """Every layer reads all that came before it (arXiv:1608.06993): ``(N, channels, H, W) -> (N, classes)``."""
 
     def __init__(self, *, growth: int = 16, layers: int = 3, channels: int = 1, classes: int = 10) -> None:
         super().__init__()

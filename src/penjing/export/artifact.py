@@ -1,0 +1,138 @@
+"""A file that one runtime loads, and what can be asked of it: run it, compare it, see what really executes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from penjing.errors import ExportError
+from penjing.export import onnxruntime, openvino
+from penjing.export.kernels import Kernel
+from penjing.files import digest
+from penjing.graph import as_inputs
+from penjing.quant import target_named
+
+Arrays = list[np.ndarray]
+
+
+class Runtime(Protocol):
+    """What a runtime's file in this folder offers."""
+
+    def load(self, path: Path, threads: int | None, precision: str | None) -> Callable[[Arrays], Arrays]:
+        """A function from input arrays to output arrays; ``precision`` is ``"f32"`` or ``None``, the runtime's default."""
+
+    def kernels(self, path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
+        """What runs, in order."""
+
+    def version(self) -> str:
+        """The runtime's version."""
+
+
+RUNTIMES: Mapping[str, Runtime] = {"onnxruntime": onnxruntime, "openvino": openvino}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near the file's outputs are to the torch module's on the same inputs."""
+
+    largest: float  # absolute error
+    cosine: float  # of all outputs, as one vector
+    argmax: float  # share of samples whose largest output along dim 1 is the same
+    samples: int
+
+
+class Runner:
+    """A loaded file: torch or numpy in, the same out; one output comes bare, several come as a tuple."""
+
+    def __init__(self, call: Callable[[Arrays], Arrays], where: str) -> None:
+        self._call = call
+        self.where = where
+
+    def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
+        outputs = self._call([x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs])
+        if isinstance(inputs[0], Tensor):
+            tensors = [torch.from_numpy(np.array(y)) for y in outputs]
+            return tensors[0] if len(tensors) == 1 else tuple(tensors)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that one runtime loads.
+
+    Attributes:
+        inputs: The shape of each input it was made with; the batch is free when ``dynamic``.
+        digest: SHA-256 of the file.
+    """
+
+    path: Path
+    runtime: str
+    inputs: tuple[tuple[int, ...], ...]
+    dynamic: bool
+    digest: str
+
+    def on(self, runtime: str) -> "Artifact":
+        """The same file for another runtime.
+
+        Raises:
+            RecipeError: There is none of that name.
+        """
+        return Artifact(self.path, target_named(runtime).name, self.inputs, self.dynamic, self.digest)
+
+    def load(self, threads: int | None = None, precision: str | None = None) -> Runner:
+        """Load the file into its runtime.
+
+        Args:
+            threads: How many to use; ``None`` for the runtime's choice.
+            precision: ``"f32"``, or ``None`` for the runtime's default (which may be bfloat16 for what is not int8).
+
+        Raises:
+            ExportError: The file is missing, changed since it was made, or the runtime refuses it.
+        """
+        self._check()
+        runtime = RUNTIMES[self.runtime]
+        where = f"{self.runtime} {runtime.version()}, {threads or 'all'} threads"
+        return Runner(runtime.load(self.path, threads, precision), where)
+
+    def kernels(self) -> list[Kernel]:
+        """What the runtime really executes: for each layer the operation, its precision and what is fused into it."""
+        self._check()
+        return RUNTIMES[self.runtime].kernels(self.path, self.inputs)
+
+    def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor]) -> Agreement:
+        """Compare the file with the torch module it was made from, on a batch of inputs."""
+        return agreement(self.load(), module, [as_inputs(batch)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The artifact as JSON values."""
+        return asdict(self) | {"path": str(self.path)}
+
+    def _check(self) -> None:
+        if not self.path.is_file():
+            raise ExportError(f"{self.path} is not there; export the network again")
+        if digest(self.path) != self.digest:
+            raise ExportError(f"{self.path} has changed since it was exported; export the network again")
+
+
+def agreement(run: Runner, module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> Agreement:
+    """Compare a loaded file with the torch module on batches of inputs."""
+    module.eval()
+    largest, same, samples = 0.0, 0, 0
+    dot = ours = theirs = 0.0
+    for inputs in batches:
+        with torch.no_grad():
+            expected = tree_leaves(module(*inputs))
+        found = tree_leaves(run(*inputs))
+        for a, b in zip(found, expected, strict=True):
+            a, b = a.double(), b.double()
+            largest = max(largest, float((a - b).abs().max()))
+            dot, ours, theirs = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
+        a, b = found[0].flatten(1), expected[0].flatten(1)
+        same += int((a.argmax(1) == b.argmax(1)).sum())
+        samples += len(a)
+    return Agreement(largest, dot / max((ours * theirs) ** 0.5, 1e-30), same / samples, samples)

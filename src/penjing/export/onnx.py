@@ -1,0 +1,155 @@
+"""Write a network as ONNX: float as it is, or int8 with QuantizeLinear and DequantizeLinear where the grids are."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from penjing.errors import ExportError
+from penjing.export.artifact import Artifact
+from penjing.files import digest, whole_file
+from penjing.graph import as_inputs, capture
+from penjing.quant import target_named
+
+
+def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Path, *, target: str = "onnxruntime") -> Artifact:
+    """Write ``model`` (any module, or what ``quantize`` gave) as one ONNX file, whole or not at all.
+
+    Weights that have a grid are stored as the integers they are. The batch size is free if the model's is.
+
+    Raises:
+        ExportError: The network holds an operation that ONNX does not have, or the file cannot be written.
+        RecipeError: The target is not known.
+    """
+    runtime = target_named(target).name
+    graph = capture(model, as_inputs(example)) if not isinstance(model, fx.GraphModule) else None
+    module, inputs = (graph.module, graph.example) if graph else (model, _doubled(as_inputs(example)))
+    dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
+    destination = Path(path)
+    try:
+        proto = _converted(copy.deepcopy(module).eval(), inputs, dims)
+        _store_integers(proto)
+        _integer_biases(proto)
+        _strip(proto)
+        with whole_file(destination) as part:
+            part.write_bytes(proto.SerializeToString())
+    except OSError as e:
+        raise ExportError(f"cannot write {destination}: {e}") from e
+    shapes = tuple(tuple(x.shape) for x in as_inputs(example))
+    dynamic = bool(proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param)
+    return Artifact(destination, runtime, shapes, dynamic, digest(destination))
+
+
+def _doubled(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in inputs)
+
+
+def _converted(module: nn.Module, inputs: tuple[Tensor, ...], dims: Any) -> Any:
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    try:
+        with _quiet(), _fake_quantize_shapes(), torch.no_grad():
+            program = torch.onnx.export(module, inputs, dynamo=True, dynamic_shapes=dims, input_names=names, verbose=False)
+    except Exception as e:  # the exporter wraps whatever went wrong; its last cause says what
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ExportError(f"the network cannot be written as ONNX: {str(cause).strip().splitlines()[0]}") from e
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _fake_quantize_shapes() -> Iterator[None]:
+    """Tell torch the output shapes of two operations inside fake-quantize, while the block runs.
+
+    Without them torch 2.13 cannot trace fake-quantize with a free batch size.
+    """
+
+    def like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        for name in ("fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"):
+            library.impl(name, like, "Meta")
+        yield
+    finally:
+        library._destroy()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which logs that torchvision is missing and warns about torch's own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _store_integers(proto: Any) -> None:
+    """Replace ``QuantizeLinear(weight)`` by the integers it gives, so that the file holds one byte a weight."""
+    from onnx import numpy_helper
+
+    held = {t.name: t for t in proto.graph.initializer}
+    for node in [n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in held]:
+        weight, scale, zero = (torch.from_numpy(numpy_helper.to_array(held[i]).copy()) for i in node.input[:3])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        shape = [-1 if d == axis else 1 for d in range(weight.ndim)] if scale.ndim else []
+        limits = torch.iinfo(zero.dtype)
+        # As torch's fake-quantize does it: multiply by the inverse, round half to even, then shift.
+        integers = torch.round(weight * (1 / scale).view(shape)) + zero.view(shape)
+        stored = integers.clamp(limits.min, limits.max).to(zero.dtype).numpy()
+        proto.graph.initializer.append(numpy_helper.from_array(stored, node.output[0]))
+        proto.graph.node.remove(node)
+    used = {i for n in proto.graph.node for i in n.input}
+    for name in set(held) - used:
+        proto.graph.initializer.remove(held[name])
+
+
+def _integer_biases(proto: Any) -> None:
+    """Store the bias of an int8 Gemm as the int32 it is added as.
+
+    ONNX Runtime does so itself for convolutions; a Gemm with a float bias it would run in float.
+    """
+    from onnx import helper, numpy_helper
+
+    held = {t.name: t for t in proto.graph.initializer}
+    made = {o: n for n in proto.graph.node for o in n.output}
+    for node in [n for n in proto.graph.node if n.op_type == "Gemm" and len(n.input) == 3 and n.input[2] in held]:
+        sources = [made.get(i) for i in node.input[:2]]
+        if not all(s is not None and s.op_type == "DequantizeLinear" for s in sources):
+            continue
+        scales = [torch.from_numpy(numpy_helper.to_array(held[s.input[1]]).copy()) for s in sources if s is not None]
+        scale = scales[0] * scales[1]
+        bias = torch.from_numpy(numpy_helper.to_array(held[node.input[2]]).copy())
+        limits = torch.iinfo(torch.int32)
+        stored = torch.round(bias.double() / scale.double()).clamp(limits.min, limits.max).to(torch.int32)
+        names = [f"{node.name}.bias.{leaf}" for leaf in ("integers", "scale", "zero_point")]
+        for name, value in zip(names, (stored, scale, torch.zeros_like(stored)), strict=True):
+            proto.graph.initializer.append(numpy_helper.from_array(value.numpy(), name))
+        proto.graph.initializer.remove(held[node.input[2]])
+        node.input[2] = f"{node.name}.bias"
+        dequantize = helper.make_node("DequantizeLinear", names, [node.input[2]], name=node.input[2], axis=0)
+        proto.graph.node.insert(list(proto.graph.node).index(node), dequantize)
+
+
+def _strip(proto: Any) -> None:
+    """Drop what only a debugger reads (stack traces of every node), which outweighs a small network's weights."""
+    for holder in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    del proto.graph.value_info[:]
+    del proto.functions[:]
+    proto.producer_name, proto.producer_version = "penjing", ""

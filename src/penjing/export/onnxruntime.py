@@ -1,0 +1,97 @@
+"""ONNX Runtime, on the CPU: load a file, and read from the optimized graph what it really executes."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penjing.errors import ExportError, RuntimeMissing
+from penjing.export.kernels import Kernel
+
+INTEGER = {
+    "QLinearConv",
+    "ConvInteger",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+}
+WEIGHTED = INTEGER | {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "NhwcFusedConv"}
+
+
+def load(path: Path, threads: int | None, precision: str | None) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    """See ``Runtime.load``; on a CPU, ONNX Runtime's default for float is float32, so ``precision`` changes nothing."""
+    del precision
+    session = _session(path, threads)
+    names = [i.name for i in session.get_inputs()]
+
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, dict(zip(names, arrays, strict=True)))
+        return outputs
+
+    return run
+
+
+def kernels(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
+    """See ``Runtime.kernels``: the nodes of the graph as ONNX Runtime rewrote it."""
+    del shapes
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _session(path, None, optimized)
+        graph = onnx.load(optimized).graph
+    made = {o: n for n in graph.node for o in n.output}
+    return [_kernel(n, made) for n in graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+
+
+def version() -> str:
+    """See ``Runtime.version``."""
+    return str(_module().__version__)
+
+
+def _kernel(node: Any, made: dict[str, Any]) -> Kernel:
+    integer = node.op_type.startswith("QLinear") or node.op_type in INTEGER
+    # A node that only moves or picks elements has no integer form of its own: it reads what is already there.
+    moved = not integer and node.op_type in ("MaxPool", "Reshape", "Flatten", "Transpose") and _reads_integers(node, made)
+    activation = [a.s.decode() for a in node.attribute if a.name == "activation"]
+    return Kernel(
+        node.name or node.output[0],
+        node.op_type,
+        "int8" if integer or moved else "f32",
+        tuple(a for a in activation if a),
+        node.op_type in WEIGHTED,
+    )
+
+
+def _reads_integers(node: Any, made: dict[str, Any]) -> bool:
+    source = made.get(node.input[0])
+    return source is not None and (source.op_type.startswith("QLinear") or source.op_type == "QuantizeLinear")
+
+
+def _session(path: Path, threads: int | None, optimized: Path | None = None) -> Any:
+    runtime = _module()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if optimized is not None:
+        # One level below the highest, whose rewrites to the CPU's memory layout have no names outside this machine.
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # the runtime's exceptions share no base class
+        raise ExportError(f"ONNX Runtime does not load {path}: {str(e).splitlines()[0]}") from e
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise RuntimeMissing("ONNX Runtime is not installed; pip install onnxruntime") from e
+    return onnxruntime

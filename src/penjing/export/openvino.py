@@ -1,0 +1,85 @@
+"""OpenVINO, on the CPU: load a file, and read from the runtime's own graph what it really executes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penjing.errors import ExportError, RuntimeMissing
+from penjing.export.kernels import Kernel
+
+WEIGHTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "GroupConvolution"}
+SILENT = {"Input", "Output", "Parameter", "Result", "Const", "Constant", "Reorder"}
+PRECISIONS = {"i8": "int8", "u8": "int8", "I8": "int8", "U8": "int8"}
+
+
+def load(path: Path, threads: int | None, precision: str | None) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    """See ``Runtime.load``. Compiled once for each shape of inputs: fixed sizes let the runtime choose better kernels."""
+    core = _module().Core()
+    model = _read(core, path)
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if precision:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        shapes = tuple(a.shape for a in arrays)
+        if shapes not in compiled:
+            compiled[shapes] = _compile(core, model, shapes, settings).create_infer_request()
+        outputs = compiled[shapes].infer(arrays, share_inputs=True, share_outputs=True)
+        return [np.asarray(v) for v in outputs.values()]
+
+    return run
+
+
+def kernels(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
+    """See ``Runtime.kernels``: the nodes of the compiled model."""
+    core = _module().Core()
+    compiled = _compile(core, _read(core, path), shapes, {"PERFORMANCE_HINT": "LATENCY"})
+    return [_kernel(op) for op in compiled.get_runtime_model().get_ordered_ops() if _info(op, "layerType") not in SILENT]
+
+
+def version() -> str:
+    """See ``Runtime.version``."""
+    return str(_module().__version__).split("-", maxsplit=1)[0]
+
+
+def _kernel(op: Any) -> Kernel:
+    layers = [n for n in _info(op, "originalLayersNames").split(",") if n]
+    kind = _info(op, "layerType")
+    precision = _info(op, "runtimePrecision")
+    return Kernel(
+        op.get_friendly_name(), kind, PRECISIONS.get(precision, precision.lower()), tuple(layers[1:]), kind in WEIGHTED
+    )
+
+
+def _info(op: Any, key: str) -> str:
+    info = op.get_rt_info()
+    return str(info[key].astype(str)) if key in info else ""
+
+
+def _read(core: Any, path: Path) -> Any:
+    try:
+        return core.read_model(path)
+    except RuntimeError as e:
+        raise ExportError(f"OpenVINO does not read {path}: {str(e).splitlines()[0]}") from e
+
+
+def _compile(core: Any, model: Any, shapes: Sequence[tuple[int, ...]], settings: dict[str, Any]) -> Any:
+    fixed = model.clone()
+    try:
+        fixed.reshape({port: list(shape) for port, shape in zip(fixed.inputs, shapes, strict=True)})
+        return core.compile_model(fixed, "CPU", settings)
+    except (RuntimeError, ValueError) as e:
+        raise ExportError(f"OpenVINO does not take inputs of shape {list(shapes)}: {str(e).splitlines()[0]}") from e
+
+
+def _module() -> Any:
+    try:
+        import openvino
+    except ImportError as e:
+        raise RuntimeMissing("OpenVINO is not installed; pip install openvino") from e
+    return openvino

@@ -1,0 +1,31 @@
+"""How well a network does its task: functions ``(callable, batches) -> Score``, higher is better."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penjing.errors import DataError
+from penjing.task import Batches, Run, Score, as_tuple
+
+
+def top1(run: Run, batches: Batches) -> Score:
+    """Share of samples whose largest output, along dimension 1, is at the target's class.
+
+    Raises:
+        DataError: There is no batch, or an output is not finite.
+    """
+    right: list[np.ndarray] = []
+    with torch.no_grad():
+        for inputs, target in batches:
+            output = torch.as_tensor(run(*as_tuple(inputs)))
+            if not output.isfinite().all():
+                raise DataError("the network's output is NaN or infinite; look for NaN in the images and the weights")
+            right.append(_hits(output, target).numpy())
+    if not right:
+        raise DataError("there is no batch to measure on; give at least one (inputs, target) pair")
+    hits = np.concatenate(right)
+    return Score(float(hits.mean()), len(hits), hits)
+
+
+def _hits(output: Tensor, target: Tensor) -> Tensor:
+    return (output.argmax(1) == target).double()

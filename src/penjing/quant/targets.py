@@ -1,0 +1,84 @@
+"""What each runtime does with integers, as data. A new runtime is a new profile here and one file in ``export/``.
+
+An operation is *weighted* (convolution, linear: int8 weights), *integer* (has an int8 kernel of its own), *fused* (runs inside
+the operation before it), or *passing* (moves or picks elements, so its output has its input's grid). All others are float.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from penjing.errors import RecipeError
+
+aten = torch.ops.aten
+
+WEIGHTED: dict[Any, int] = {  # operation -> which dim of its weight holds the output channels
+    aten.conv1d.default: 0,
+    aten.conv2d.default: 0,
+    aten.conv3d.default: 0,
+    aten.conv_transpose2d.input: 1,
+    aten.linear.default: 0,
+}
+CONVOLUTIONS = frozenset(WEIGHTED) - {aten.linear.default}
+PASSING = frozenset(
+    {
+        aten.max_pool2d.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.clone.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.pixel_shuffle.default,
+        aten.pixel_unshuffle.default,
+        aten.slice.Tensor,
+        aten.dropout.default,
+    }
+)
+ADDS = frozenset({aten.add.Tensor})
+POOLS = frozenset({aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim})
+CLIPS = frozenset({aten.relu.default, aten.relu6.default, aten.hardtanh.default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime's profile."""
+
+    name: str
+    integer: frozenset[Any]  # operations that run in int8 when their inputs and output have grids
+    fused: frozenset[Any] = CLIPS  # activations that run inside the weighted or integer operation before them
+    sums_fuse: bool  # a convolution whose only reader is an add runs it in its accumulator: no grid between the two
+    convolution_outputs: bool  # a convolution is int8 only when its output has a grid, even as the network's output
+    shared_concat: bool  # concatenated values must have one grid
+
+
+ONNXRUNTIME = Target(
+    name="onnxruntime",
+    integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default, aten.sigmoid.default},
+    sums_fuse=False,
+    convolution_outputs=True,
+    shared_concat=False,
+)
+OPENVINO = Target(
+    name="openvino",
+    integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default},
+    sums_fuse=True,
+    convolution_outputs=False,
+    shared_concat=True,
+)
+TARGETS = {t.name: t for t in (ONNXRUNTIME, OPENVINO)}
+
+
+def target_named(name: str) -> Target:
+    """The profile of a runtime.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    if name not in TARGETS:
+        raise RecipeError(f"target {name!r} is not known; choose one of {sorted(TARGETS)}")
+    return TARGETS[name]
