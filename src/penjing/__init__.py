@@ -1,5 +1,25 @@
 """Penjing: prune, distil and quantize a trained CNN under one budget; get back a proven file that runs fast."""
 
+from penjing import data as data
+from penjing import distill as distill
+from penjing import errors as errors
+from penjing import measure as measure
+from penjing import score as score
+from penjing import zoo as zoo
+from penjing.errors import PenjingError as PenjingError
+from penjing.export import Artifact as Artifact
+from penjing.export import export as export
+from penjing.measure import Measurement as Measurement
+from penjing.measure import inspect as inspect
+from penjing.plan import ChannelPlan as ChannelPlan
+from penjing.prune import plan_channels as plan_channels
+from penjing.prune import prune as prune
+from penjing.prune import prune_channels as prune_channels
+from penjing.quant import quantize as quantize
+from penjing.result import Result as Result
+from penjing.run import Settings as Settings
+from penjing.run import compress as compress
+from penjing.search import Budget as Budget
 from penjing.task import Score as Score
 from penjing.task import Task as Task
 from penjing.train import Training as Training
@@ -7,4 +27,30 @@ from penjing.train import fit as fit
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Score", "Task", "Training", "__version__", "fit"]
+__all__ = [
+    "Artifact",
+    "Budget",
+    "ChannelPlan",
+    "Measurement",
+    "PenjingError",
+    "Result",
+    "Score",
+    "Settings",
+    "Task",
+    "Training",
+    "__version__",
+    "compress",
+    "data",
+    "distill",
+    "errors",
+    "export",
+    "fit",
+    "inspect",
+    "measure",
+    "plan_channels",
+    "prune",
+    "prune_channels",
+    "quantize",
+    "score",
+    "zoo",
+]

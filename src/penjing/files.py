@@ -20,7 +20,7 @@ from penjing.errors import PenjingError
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it there when the block ends well, remove it when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
@@ -38,6 +38,18 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote.
+
+    Raises:
+        PenjingError: The file is not there or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise PenjingError(f"cannot read {path}: {e}") from e
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
@@ -59,6 +71,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: f.get_tensor(name) for name in names}, json.loads((f.metadata() or {}).get("about", "{}"))
     except (OSError, SafetensorError) as e:
         raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file") from e
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left unfinished."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:

@@ -6,3 +6,5 @@ from penjing.data.fashion import fashion_batches as fashion_batches
 from penjing.data.fashion import fashion_mnist as fashion_mnist
 from penjing.data.images import ImageBatches as ImageBatches
 from penjing.data.images import LabelledImages as LabelledImages
+from penjing.data.sample import FashionSample as FashionSample
+from penjing.data.sample import fashion_sample as fashion_sample

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from penjing.errors import RecipeError
 
@@ -27,6 +28,24 @@ def kl(temperature: float = 4.0) -> TeacherLoss:
         theirs = F.log_softmax(taught / temperature, dim=1)
         divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
         return divergence * temperature**2
+
+    return loss
+
+
+def imitate(temperature: float = 4.0) -> TeacherLoss:
+    """Follow the teacher whatever the task: ``kl`` where targets are classes, mean squared error of the outputs elsewhere.
+
+    Targets are classes when they are integers and have one dimension less than the output.
+    """
+    classes = kl(temperature)
+
+    def loss(output: Any, taught: Any, target: Any) -> Tensor:
+        integers = isinstance(target, Tensor) and not target.is_floating_point()
+        if integers and isinstance(output, Tensor) and output.ndim == target.ndim + 1:
+            return classes(output, taught, target)
+        pairs = zip(tree_leaves(output), tree_leaves(taught), strict=True)
+        first, *rest = (F.mse_loss(ours, theirs) for ours, theirs in pairs)
+        return sum(rest, start=first)
 
     return loss
 

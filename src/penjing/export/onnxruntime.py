@@ -79,6 +79,7 @@ def _session(path: Path, threads: int | None, optimized: Path | None = None) -> 
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or it slows whatever runs next
     if optimized is not None:
         # One level below the highest, whose rewrites to the CPU's memory layout have no names outside this machine.
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -1,7 +1,9 @@
 """Read what a model computes, with ``torch.export``. The graph is a reading: the model is left alone."""
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,15 +63,23 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     batch = inputs[0].shape[0] if inputs[0].ndim else None
     dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_torchs_own_warnings():
             program = torch.export.export(still, inputs, dynamic_shapes=(dims,) if _variadic(still) else dims, strict=False)
-        module = _plain(program.run_decompositions({}).module(check_guards=False))
+            module = _plain(program.run_decompositions({}).module(check_guards=False))
     except Exception as e:  # torch.export raises many types; the reason is in its first line
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         shapes = [tuple(x.shape) for x in inputs]
         raise ModelError(f"{type(model).__name__} cannot be read with inputs of shape {shapes}: {reason}") from e
     placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
     return Graph(module, inputs, isinstance(placeholder.meta["val"].shape[0], torch.SymInt))
+
+
+@contextmanager
+def _without_torchs_own_warnings() -> Iterator[None]:
+    """torch.export copies objects that torch itself has deprecated; nobody who calls us can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated", category=FutureWarning)
+        yield
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:

@@ -283,14 +283,14 @@ def _overloads(*names: str) -> list[Any]:
 
 
 _STRUCTURE = _overloads(
-    "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "expand_as", "cat", "stack",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "clone", "contiguous", "alias", "detach", "lift_fresh_copy",
+    "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "expand_as", "cat",
+    "stack", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "clone", "contiguous", "alias", "detach", "lift_fresh_copy",
 )  # fmt: skip
 _ELEMENTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
-    "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf", "sin", "cos",
-    "reciprocal", "clamp", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "where",
-    "dropout", "native_dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink", "threshold",
+    "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf",
+    "sin", "cos", "reciprocal", "clamp", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum",
+    "where", "dropout", "native_dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink", "threshold",
     "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor", "ceil", "round", "addcmul",
 )  # fmt: skip
 _POOLING = _overloads(

@@ -1,14 +1,16 @@
-"""Choose the channels that stay: scores in, a plan out."""
+"""Choose the channels that stay: first how many of each group, then which."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
-from penjing.errors import RecipeError
-from penjing.graph import Channels, Criterion, Group, as_inputs, capture, check_weights, find_channels
+from penjing.errors import PlanError, RecipeError
+from penjing.graph import Channels, Criterion, as_inputs, capture, check_weights, find_channels
 from penjing.plan import ChannelPlan
 from penjing.score import l2_norm
+
+Widths = Mapping[str, int]  # group name -> channels that stay
 
 
 def plan_channels(
@@ -26,51 +28,74 @@ def plan_channels(
         example: Inputs as the model takes them; only their shapes matter.
         ratio: Share of channels to drop, ``0 <= ratio < 1``.
         exclude: Patterns (``"head.*"``) of parameter names; groups that touch one are left whole.
-        round_to: What is kept is a multiple of this many channels, for the runtime's vector units; groups that are no
-            wider are cut without rounding.
+        round_to: What is kept is a multiple of this many channels, for the runtime's vector units.
 
     Raises:
         RecipeError: ``ratio`` is out of range, or a pattern fits no parameter.
         ModelError: The model cannot be read, or its weights are not finite.
     """
+    widths = choose_widths(model, example, ratio, exclude=exclude, round_to=round_to)
+    return plan_widths(model, example, widths, criterion=criterion)
+
+
+def choose_widths(
+    model: nn.Module, example: Tensor | Sequence[Tensor], ratio: float, *, exclude: Sequence[str] = (), round_to: int = 8
+) -> dict[str, int]:
+    """How many channels of each group stay; see ``plan_channels``."""
     if not 0 <= ratio < 1:
         raise RecipeError(f"ratio is {ratio}; give the share of channels to drop, from 0 up to 1, e.g. 0.5")
-    check_weights(model)
-    weights = dict(model.named_parameters(remove_duplicate=False))
+    if round_to < 1:
+        raise RecipeError(f"round_to is {round_to}; give a positive number of channels, e.g. 8")
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in exclude:
-        if not any(fnmatch(name, pattern) for name in weights):
-            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {next(iter(weights), '')!r}")
-    channels = find_channels(capture(model, as_inputs(example)))
-    free = [g for g in channels.groups if not any(fnmatch(a.name, p) for a in g.axes for p in exclude)]
-    return lowest_dropped(channels, free, weights, ratio, criterion, round_to)
+        if not any(fnmatch(name, pattern) for name in names):
+            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {names[0] if names else ''!r}")
+    return {
+        g.name: kept_count(g.channels, ratio, round_to)
+        for g in _found(model, example).groups
+        if not any(fnmatch(a.name, p) for a in g.axes for p in exclude)
+    }
 
 
-def lowest_dropped(
-    channels: Channels,
-    free: Sequence[Group],
-    weights: Mapping[str, Tensor],
-    ratio: float,
-    criterion: Criterion,
-    round_to: int,
+def plan_widths(
+    model: nn.Module, example: Tensor | Sequence[Tensor], widths: Widths, *, criterion: Criterion = l2_norm
 ) -> ChannelPlan:
-    """The plan that drops the lowest scores of every group in ``free``."""
+    """Decide which channels stay, given how many of each group; groups that ``widths`` does not name are left whole.
+
+    Raises:
+        PlanError: ``widths`` names a group that the model does not have, or asks for more channels than it has.
+        ModelError: The model cannot be read, or its weights are not finite.
+    """
+    check_weights(model)
+    channels = _found(model, example)
+    sizes = {g.name: g.channels for g in channels.groups}
+    for name, n in widths.items():
+        if not 1 <= n <= sizes.get(name, 0):
+            raise PlanError(f"width {n} of group {name} does not fit the model, which has {sizes.get(name, 0)} channels there")
+    weights = dict(model.named_parameters(remove_duplicate=False))
     dropped: dict[tuple[str, int], set[int]] = {}
-    for group in free:
-        n = kept_count(group.channels, ratio, round_to)
-        if n == group.channels:
+    for group in channels.groups:
+        gone = group.channels - widths.get(group.name, group.channels)
+        if not gone:
             continue
-        worst = criterion(group, weights).argsort(stable=True)[: group.channels - n]
+        worst = criterion(group, weights).argsort(stable=True)[:gone]
         for axis in group.axes:
             dropped.setdefault((axis.name, axis.dim), set()).update(axis.index[worst].flatten().tolist())
     keep: dict[str, dict[int, tuple[int, ...]]] = {}
-    for (name, dim), gone in sorted(dropped.items()):
-        size = channels.shapes[name][dim]
-        keep.setdefault(name, {})[dim] = tuple(i for i in range(size) if i not in gone)
+    for (name, dim), lost in sorted(dropped.items()):
+        keep.setdefault(name, {})[dim] = tuple(i for i in range(channels.shapes[name][dim]) if i not in lost)
     return ChannelPlan(keep)
 
 
 def kept_count(channels: int, ratio: float, round_to: int) -> int:
-    """How many of ``channels`` stay: the multiple of ``round_to`` nearest to ``channels * (1 - ratio)``, at least one step."""
-    step = round_to if channels > round_to else 1
+    """How many of ``channels`` stay: ``channels * (1 - ratio)`` rounded to steps of ``round_to``, at least one step.
+
+    A group no wider than one step is cut in quarters of itself.
+    """
+    step = round_to if channels > round_to else max(1, channels // 4)
     wanted = round(channels * (1 - ratio) / step) * step
-    return min(channels, max(step, wanted))
+    return channels if ratio == 0 else min(channels, max(step, wanted))
+
+
+def _found(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Channels:
+    return find_channels(capture(model, as_inputs(example)))

@@ -31,6 +31,7 @@ def fold_batch_norm(module: fx.GraphModule) -> None:
             module.graph.erase_node(reader)
         module.graph.erase_node(norm)
     module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
     module.recompile()
 
 

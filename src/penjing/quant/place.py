@@ -35,7 +35,7 @@ def place(module: fx.GraphModule, target: Target) -> Placement:
     }
     values: dict[str, str] = {}
     for n in nodes:
-        if _absorbed(n, target) or not (_read_as_integer(n, target) or _must_end_in_grid(n, target)):
+        if _absorbed(n, target) or not (_read_as_integer(n, target) or _ends_convolution(n, target)):
             continue
         source = n.args[0] if n.target in PASSING else None
         values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
@@ -58,28 +58,18 @@ def _absorbed(node: fx.Node, target: Target) -> bool:
     if len(node.users) != 1 or not (node.target in WEIGHTED or node.target in target.integer):
         return False
     (reader,) = node.users
-    if reader.target in target.fused:
-        return True
-    return target.sums_fuse and node.target in CONVOLUTIONS and reader.target is aten.add.Tensor and _first_branch(node, reader)
-
-
-def _first_branch(node: fx.Node, add: fx.Node) -> bool:
-    """Only one of an add's two inputs can be the accumulator: the later one, since the other must exist by then."""
-    order = {n: i for i, n in enumerate(node.graph.nodes)}
-    return all(order[node] >= order[i] for i in add.all_input_nodes)
+    return reader.target in target.fused
 
 
 def _read_as_integer(node: fx.Node, target: Target) -> bool:
     return any(reader.target in WEIGHTED or reader.target in target.integer for reader in _readers(node))
 
 
-def _must_end_in_grid(node: fx.Node, target: Target) -> bool:
-    """A convolution of some runtimes is int8 only when its output has a grid; so is what ran inside it."""
-    while node.target in target.fused and len(node.all_input_nodes) == 1 and len(node.all_input_nodes[0].users) == 1:
+def _ends_convolution(node: fx.Node, target: Target) -> bool:
+    """ONNX Runtime runs a convolution in int8 only when its output has a grid; OpenVINO is no slower with one."""
+    if node.target in target.fused and len(node.all_input_nodes[0].users) == 1:
         node = node.all_input_nodes[0]
-    return target.convolution_outputs and (
-        node.target in CONVOLUTIONS or (node.target in target.integer and bool(_readers(node)))
-    )
+    return node.target in CONVOLUTIONS
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

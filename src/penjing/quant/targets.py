@@ -51,23 +51,18 @@ class Target:
     name: str
     integer: frozenset[Any]  # operations that run in int8 when their inputs and output have grids
     fused: frozenset[Any] = CLIPS  # activations that run inside the weighted or integer operation before them
-    sums_fuse: bool  # a convolution whose only reader is an add runs it in its accumulator: no grid between the two
-    convolution_outputs: bool  # a convolution is int8 only when its output has a grid, even as the network's output
     shared_concat: bool  # concatenated values must have one grid
+    lanes: int = 16  # channels that its int8 kernels take at a time; other widths are padded and cost as much
 
 
 ONNXRUNTIME = Target(
     name="onnxruntime",
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default, aten.sigmoid.default},
-    sums_fuse=False,
-    convolution_outputs=True,
     shared_concat=False,
 )
 OPENVINO = Target(
     name="openvino",
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default},
-    sums_fuse=True,
-    convolution_outputs=False,
     shared_concat=True,
 )
 TARGETS = {t.name: t for t in (ONNXRUNTIME, OPENVINO)}

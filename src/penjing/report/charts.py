@@ -1,4 +1,4 @@
-"""The report's charts as plain Plotly figures, and its numbers as text; nothing here imports Plotly.
+"""The report's charts as plain Plotly figures, each with the keys of its legend; nothing here imports Plotly.
 
 A color is the name of a CSS variable (``--accent``): the page looks it up when it draws, so that charts follow the theme.
 Plotly reads a little HTML in labels, so every word that comes from the result is escaped here once more.
@@ -6,9 +6,11 @@ Plotly reads a little HTML in labels, so every word that comes from the result i
 
 import html
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from penjing.report.numbers import amount, duration, milliseconds, percent, points
+from penjing.search.budget import parse_limit
 
 Figure = dict[str, Any]
 Result = Mapping[str, Any]
@@ -22,8 +24,19 @@ STATUSES = {  # color, symbol, size in px; in the order of the legend
     "original": ("--original", "square", 13),
 }
 RUN_COLORS = ("--run-1", "--run-2", "--run-3", "--run-4", "--run-5", "--run-6")
-DASHES = ("solid", "dash", "dot")  # for more runs than there are colors
+DASHES = {"solid": "\u2501\u2501", "dash": "\u2013 \u2013", "dot": "\u00b7\u00b7\u00b7"}
+SIGNS = DASHES | {  # the legend is text beside the chart: Plotly's own would take the chart's room on a phone
+    "star": "\u2605", "circle": "\u25cf", "x": "\u2715", "diamond": "\u25c6", "square": "\u25a0", "square-open": "\u25a1",
+}  # fmt: skip
 NAME_LENGTH = 26  # longer layer names would leave a phone no room for bars
+
+
+class Key(NamedTuple):
+    """One entry of a legend."""
+
+    sign: str
+    color: str
+    name: str
 
 
 class Frame(NamedTuple):
@@ -74,7 +87,9 @@ def _latency(rows: Sequence[Result]) -> Figure:
         bars.append({"type": "bar", "name": net, "x": x, "y": y} | looks)
     unit = _escape(rows[0]["unit"])
     highest = max(row["high"] for row in rows)  # the range is given, since Plotly's own cuts the whisker of the highest bar
-    return _figure(bars, 320, x={"type": "category", "showgrid": False}, y={"title": unit, "range": [0, 1.06 * highest]})
+    return _figure(
+        bars, 320, x={"type": "category", "showgrid": False}, y={"title": {"text": unit}, "range": [0, 1.06 * highest]}
+    )
 
 
 def _candidates(candidates: Sequence[Result], original: Result | None, budget: Result) -> Figure:
@@ -88,9 +103,14 @@ def _candidates(candidates: Sequence[Result], original: Result | None, budget: R
     margin = 0.15 * (max(ys) - min(ys)) or 1.0
     frame = Frame(min(xs) / 1.2, max(xs) * 1.2, min(ys) - margin, max(ys) + margin)
     ticks = _log_ticks(frame.left, frame.right)
-    x = {"title": "latency in ms (log scale)", "type": "log", "range": [math.log10(frame.left), math.log10(frame.right)]}
-    x |= {"tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
-    y = {"title": "accuracy in %, search split", "range": [frame.bottom, frame.top]}
+    x = {
+        "title": {"text": "latency in ms (log scale)"},
+        "type": "log",
+        "tickvals": ticks,
+        "ticktext": [f"{t:g}" for t in ticks],
+    }
+    x |= {"range": [math.log10(frame.left), math.log10(frame.right)]}
+    y = {"title": {"text": "accuracy in %, search split"}, "range": [frame.bottom, frame.top]}
     return _figure(_budget(slowest, lowest, frame) + marks, 440, x=x, y=y)
 
 
@@ -110,11 +130,9 @@ def _about(candidate: Result) -> str:
 def _limits(budget: Result, original: Result | None) -> tuple[float | None, float | None]:
     """The longest latency in ms and the lowest accuracy in percent that the budget allows; None where it names none."""
     slowest = lowest = None
-    allowed = re.fullmatch(r"([\d.]+)\s*(x|ms)", str(budget.get("latency")))
-    if allowed and allowed[2] == "ms":
-        slowest = float(allowed[1])
-    elif allowed and original:
-        slowest = float(allowed[1]) * original["latency"]
+    limit = parse_limit("latency", budget["latency"]) if budget.get("latency") is not None else None
+    if limit and (original or not limit.share):
+        slowest = limit.of(original["latency"] if original else 0.0)
     if original and budget.get("max_drop") is not None:
         lowest = 100 * (original["score"] - budget["max_drop"])
     return slowest, lowest
@@ -126,7 +144,8 @@ def _budget(slowest: float | None, lowest: float | None, frame: Frame) -> list[F
         return []
     right, bottom = slowest or frame.right, lowest or frame.bottom
     corners = [frame.left, right, right, frame.left], [bottom, bottom, frame.top, frame.top]
-    shaded = {"mode": "none", "fill": "toself", "fillcolor": "--region", "hoverinfo": "skip"}
+    sign = {"symbol": "square-open", "color": "--accent"}  # for the legend alone
+    shaded = {"mode": "none", "fill": "toself", "fillcolor": "--region", "hoverinfo": "skip", "marker": sign}
     drawn = [_scatter("within the budget", *corners, shaded)]
     lines: list[tuple[str, list[float], list[float], str]] = []
     if slowest is not None:
@@ -151,7 +170,7 @@ def _layers(layers: Sequence[Result]) -> Figure:
     y = {"tickvals": places, "ticktext": [_short(layer["name"]) for layer in layers], "tickfont": {"size": 11}}
     y |= {"range": [len(layers) - 0.4, -0.6], "showgrid": False}
     height = 110 + (22 if len(layers) <= 40 else 17) * len(layers)
-    figure = _figure([wide, narrow], height, x={"title": "output channels", "rangemode": "tozero"}, y=y)
+    figure = _figure([wide, narrow], height, x={"title": {"text": "output channels"}, "rangemode": "tozero"}, y=y)
     margin = {"l": 8, "r": 76, "t": 8, "b": 8}  # at the right, room for the widest text beside the longest bar
     figure["layout"] |= {"barmode": "overlay", "margin": margin}
     return figure
@@ -166,15 +185,21 @@ def _about_layer(layer: Result) -> str:
 
 def _training(epochs: Sequence[Result]) -> Figure:
     """Loss by epoch, one line for each run."""
-    lines = []
+    few = max(e["epoch"] for e in epochs) <= 12
+    lines, dashes = [], list(DASHES)  # dashes for more runs than there are colors
     for i, run in enumerate(_unique(epochs, "run")):
         own = [e for e in epochs if e["run"] == run]
-        told = [_told(f"{run}, epoch {e['epoch']}", f"loss {e['loss']}", f"rate {e['lr']}", f"{e['seconds']} s") for e in own]
-        line = {"color": RUN_COLORS[i % len(RUN_COLORS)], "dash": DASHES[i // len(RUN_COLORS) % len(DASHES)]}
-        looks = {"mode": "lines+markers", "line": line, "customdata": told}
-        lines.append(_scatter(_escape(run), [e["epoch"] for e in own], [e["loss"] for e in own], looks))
-    x = {"title": "epoch", "tickformat": "d"} | ({"dtick": 1} if max(e["epoch"] for e in epochs) <= 12 else {})
-    return _figure(lines, 360, x=x, y={"title": "training loss", "rangemode": "tozero"})
+        told = [_about_epoch(e) for e in own]
+        line = {"color": RUN_COLORS[i % len(RUN_COLORS)], "dash": dashes[i // len(RUN_COLORS) % len(dashes)]}
+        looks = {"mode": "lines+markers" if few else "lines", "line": line, "customdata": told}
+        lines.append(_scatter(run, [e["epoch"] for e in own], [e["loss"] for e in own], looks))
+    x = {"title": {"text": "epoch"}, "tickformat": "d"} | ({"dtick": 1} if few else {})
+    return _figure(lines, 360, x=x, y={"title": {"text": "training loss"}, "rangemode": "tozero"})
+
+
+def _about_epoch(epoch: Result) -> str:
+    title = f"{epoch['run']}, epoch {epoch['epoch']}"
+    return _told(title, f"loss {epoch['loss']:.4g}", f"learning rate {epoch['lr']:.3g}", duration(epoch["seconds"]))
 
 
 def _scatter(name: str, x: Sequence[float], y: Sequence[float], looks: Figure) -> Figure:
@@ -182,9 +207,13 @@ def _scatter(name: str, x: Sequence[float], y: Sequence[float], looks: Figure) -
 
 
 def _figure(data: list[Figure], height: int, *, x: Figure, y: Figure) -> Figure:
-    """A chart; what all charts have in common (fonts, legend, lines, background) is in the page's template."""
-    axes = {"xaxis": x | {"title": {"text": x.get("title", "")}}, "yaxis": y | {"title": {"text": y.get("title", "")}}}
-    return {"data": data, "layout": {"height": height, **axes}}
+    """A chart; what all charts have in common (fonts, lines, background) is in the page's template."""
+    return {"data": data, "layout": {"height": height, "xaxis": x, "yaxis": y}, "keys": [_key(trace) for trace in data]}
+
+
+def _key(trace: Figure) -> Key:
+    looks = trace.get("line") or trace["marker"]
+    return Key(SIGNS[looks.get("dash") or looks.get("symbol", "square")], looks["color"], trace["name"])
 
 
 def _told(*lines: str) -> str:
@@ -216,29 +245,3 @@ def _log_ticks(left: float, right: float) -> list[float]:
     steps = (1, 2, 5) if right / left > 12 else (1, 1.5, 2, 3, 4, 5, 7)
     exponents = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
     return [round(s * 10.0**e, 12) for e in exponents for s in steps if left <= s * 10.0**e <= right]
-
-
-def amount(value: float | None, unit: str = "") -> str:
-    """Three digits and a decimal prefix: ``1.08 M``, ``390 kB``; a dash for None."""
-    if value is None:
-        return "\u2013"
-    value, prefixes = float(f"{value:.3g}"), ["", "k", "M", "G", "T"]
-    while abs(value) >= 1000 and len(prefixes) > 1:
-        value, prefixes = value / 1000, prefixes[1:]
-    return f"{value:.3g} {prefixes[0]}{unit}".rstrip()
-
-
-def percent(share: float | None) -> str:
-    return "\u2013" if share is None else f"{100 * share:.2f} %"
-
-
-def points(share: float | None) -> str:
-    """A difference of shares in percentage points, with a real minus sign: ``0.35``."""
-    return "\u2013" if share is None else f"{100 * share:.2f}".replace("-", "\u2212")
-
-
-def milliseconds(value: float | None, unit: str = "ms") -> str:
-    """Three digits: ``0.620 ms``, ``8.40 ms``, ``1340 ms``; a dash for None."""
-    if value is None:
-        return "\u2013"
-    return f"{value:#.3g} {unit}".rstrip() if value < 99.95 else f"{value:.0f} {unit}".rstrip()

@@ -4,15 +4,16 @@ This file turns numbers into words and rows, ``charts.py`` into figures; ``page.
 Plotly's script is written into the page, which therefore fetches nothing.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from penjing.files import whole_file
-from penjing.report.charts import NETS, amount, figures, milliseconds, percent, points
+from penjing.report.charts import NETS, figures
+from penjing.report.numbers import NOTHING, SPACE, amount, duration, milliseconds, percent, points, times
 
 Result = Mapping[str, Any]
 
@@ -26,12 +27,14 @@ class Tile(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One measure of the net before and after."""
+    """One measure of the net before and after; the small print is how it was measured, and the interval of the change."""
 
     what: str
     before: str
     after: str
     change: str
+    measured: str = ""
+    interval: str = ""
 
 
 class Timing(NamedTuple):
@@ -41,17 +44,17 @@ class Timing(NamedTuple):
     batch: int
     cells: list[tuple[str, str]]
     gains: list[str]  # against the original in fp32, and in the runtime's default precision
-    budgeted: bool  # whether the speed-up on top is this one
+    budgeted: bool  # whether the budget's latency is this one
 
 
 class Kernels(NamedTuple):
-    """What one runtime executes."""
+    """What one runtime executes; its layers are the kernels with weights, where the result says which those are."""
 
     runtime: str
-    int8: int
+    int8: int  # layers
     total: int
     counts: list[tuple[str, str, int]]  # op, precision, how many
-    others: list[Result]  # the layers that are not int8
+    others: dict[tuple[str, str, str], list[str]]  # op, precision, reason: the layers that are not int8
 
 
 class Stage(NamedTuple):
@@ -88,7 +91,7 @@ def render(result: Result) -> str:
         kernels=[_kernels(runtime, layers) for runtime, layers in (result.get("kernels") or {}).items() if layers],
         agreement=_agreement(result),
         stages=_stages(result),
-        spent=_duration(sum(stage["seconds"] for stage in result.get("stages") or ())),
+        spent=duration(sum(stage["seconds"] for stage in result.get("stages") or ())),
         facts=_facts(result),
         figures=figures(result),
         plotly=get_plotlyjs(),
@@ -101,19 +104,21 @@ def _tiles(result: Result) -> list[Tile]:
     accuracy, size, speed = result["accuracy"], result["size"], result.get("speedup")
     tiles = []
     if speed and speed["value"] is not None:
-        default = f"; {_times(speed['versus_default'])} against its default precision" if speed["versus_default"] else ""
-        note = f"batch {speed['batch']} on {result['target']}, against {speed['against']}{default}"
-        tiles.append(Tile(_times(speed["value"]), "faster" if speed["value"] >= 1 else "the speed", note))
+        default = f"; {times(speed['versus_default'])} against the default precision" if speed["versus_default"] else ""
+        note = f"at batch {speed['batch']}, against {speed['against']}, each in its faster runtime{default}"
+        tiles.append(Tile(times(speed["value"]), "faster" if speed["value"] >= 1 else "the speed", note))
     before, after = size["bytes"]
-    tiles.append(Tile(_times(before / after), "smaller", f"file of {amount(before, 'B')}, now {amount(after, 'B')}"))
+    tiles.append(Tile(times(before / after), "smaller", f"file of {amount(before, 'B')}, now {amount(after, 'B')}"))
     lost = accuracy["drop"] >= 0
     label = "points of accuracy lost" if lost else "points of accuracy gained"
-    note = f"95 % interval of the loss: {points(accuracy['low'])} to {points(accuracy['high'])}"
+    note = f"95{SPACE}% interval of the loss: {points(accuracy['low'])} to {points(accuracy['high'])}"
     tiles.append(Tile(points(abs(accuracy["drop"])), label, note))
     before, after = size["macs"]
     tiles.append(
         Tile(
-            f"{100 * after / before:.0f} %", "of the MACs left", f"{amount(before)} multiply-adds an input, now {amount(after)}"
+            f"{100 * after / before:.0f}{SPACE}%",
+            "of the MACs left",
+            f"{amount(before)} multiply-adds an input, now {amount(after)}",
         )
     )
     return tiles
@@ -121,12 +126,12 @@ def _tiles(result: Result) -> list[Tile]:
 
 def _sizes(result: Result) -> list[Row]:
     accuracy = result["accuracy"]
-    spread = f"{points(-accuracy['drop'])} points ({points(-accuracy['high'])} to {points(-accuracy['low'])})"
-    what = f"Accuracy ({accuracy['metric']}, {accuracy['samples']} samples)"
-    rows = [Row(what, percent(accuracy["before"]), percent(accuracy["after"]), spread)]
-    for what, key, unit in (("Parameters", "parameters", ""), ("MACs of one input", "macs", ""), ("File", "bytes", "B")):
+    change, interval = f"{points(-accuracy['drop'])} points", f"{points(-accuracy['high'])} to {points(-accuracy['low'])}"
+    measured = f"{accuracy['metric']}, {accuracy['samples']} samples"
+    rows = [Row("Accuracy", percent(accuracy["before"]), percent(accuracy["after"]), change, measured, interval)]
+    for what, key, unit in (("Parameters", "parameters", ""), ("MACs an input", "macs", ""), ("File", "bytes", "B")):
         before, after = result["size"][key]
-        rows.append(Row(what, amount(before, unit), amount(after, unit), f"{_times(before / after)} less"))
+        rows.append(Row(what, amount(before, unit), amount(after, unit), f"{times(before / after)} less"))
     return rows
 
 
@@ -137,14 +142,14 @@ def _timings(result: Result) -> list[Timing]:
     for runtime, batch in dict.fromkeys((runtime, batch) for runtime, batch, _ in rows):
         nets = [rows.get((runtime, batch, net)) for net in NETS]
         *originals, small = [row["median"] if row else None for row in nets]
-        gains = [_times(m / small) if m and small else "\u2013" for m in originals]
+        gains = [times(m / small) if m and small else NOTHING for m in originals]
         timings.append(Timing(runtime, batch, [_cell(row) for row in nets], gains, (runtime, batch) == main))
     return timings
 
 
 def _cell(row: Result | None) -> tuple[str, str]:
     if row is None or row["median"] is None:
-        return "\u2013", ""
+        return NOTHING, ""
     return milliseconds(row["median"], row["unit"]), f"{milliseconds(row['low'], '')} to {milliseconds(row['high'], '')}"
 
 
@@ -152,9 +157,10 @@ def _measured(result: Result) -> str:
     """How and where the latencies were taken."""
     rows = result.get("latency") or ()
     samples = sorted({row["samples"] for row in rows})
-    times = " to ".join(str(n) for n in dict.fromkeys((samples[0], samples[-1]))) if samples else "0"
+    runs = " to ".join(str(n) for n in dict.fromkeys((samples[0], samples[-1]))) if samples else "0"
     places = "; ".join(dict.fromkeys(row["where"] for row in rows))
-    return f"Median of {times} runs, below it the 10th to 90th percentile. {places}."
+    budgeted = " Shaded: where the budget is judged." if result.get("speedup") else ""
+    return f"Median of {runs} runs, below it the 10th to 90th percentile. {places}.{budgeted}"
 
 
 def _candidates(result: Result) -> list[Result]:
@@ -176,11 +182,15 @@ def _candidates(result: Result) -> list[Result]:
     ]
 
 
-def _kernels(runtime: str, layers: Sequence[Result]) -> Kernels:
-    others = [layer for layer in layers if layer["precision"] != "int8"]
-    counts = Counter((layer["op"], layer["precision"]) for layer in layers)
+def _kernels(runtime: str, kernels: Sequence[Result]) -> Kernels:
+    counts = Counter((kernel["op"], kernel["precision"]) for kernel in kernels)
+    layers = [kernel for kernel in kernels if kernel.get("weighted", True)]
+    others: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for layer in layers:
+        if layer["precision"] != "int8":
+            others[layer["op"], layer["precision"], layer["note"] or "no reason given"].append(layer["layer"])
     table = [(op, precision, n) for (op, precision), n in counts.most_common()]
-    return Kernels(runtime, len(layers) - len(others), len(layers), table, others)
+    return Kernels(runtime, len(layers) - sum(map(len, others.values())), len(layers), table, others)
 
 
 def _agreement(result: Result) -> list[tuple[str, str, str, str]]:
@@ -191,14 +201,24 @@ def _agreement(result: Result) -> list[tuple[str, str, str, str]]:
 def _stages(result: Result) -> list[Stage]:
     stages = result.get("stages") or ()
     longest = max((stage["seconds"] for stage in stages), default=0) or 1
-    return [Stage(s["name"], _duration(s["seconds"]), s["seconds"] / longest) for s in stages]
+    return [Stage(s["name"], duration(s["seconds"]), s["seconds"] / longest) for s in stages]
 
 
 def _facts(result: Result) -> dict[str, list[tuple[str, str]]]:
     """The short lists at the end: title, then names and values."""
     titles = {"machine": "Machine and versions", "settings": "Settings", "files": "Files beside this page"}
-    facts = {title: [(key, _listed(v)) for key, v in (result.get(part) or {}).items()] for part, title in titles.items()}
+    facts = {title: list(_flat(result.get(part) or {})) for part, title in titles.items()}
     return {title: rows for title, rows in facts.items() if rows}
+
+
+def _flat(facts: Result, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values as text, those of an inner mapping after its own name and a dot."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            listed = ", ".join(str(v) for v in value) if isinstance(value, list | tuple) else value
+            yield f"{prefix}{name}", NOTHING if listed in ("", None) else str(listed)
 
 
 def _budget(budget: Result) -> list[str]:
@@ -213,22 +233,6 @@ def _budget(budget: Result) -> list[str]:
             relative = str(limit).endswith("x")
             limits.append(f"{what} at most {str(limit)[:-1]} of the original's" if relative else f"{what} at most {limit}")
     return limits
-
-
-def _listed(value: object) -> str:
-    return ", ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.1f}\u00d7" if ratio >= 1 else f"{ratio:.2f}\u00d7"
-
-
-def _duration(seconds: float) -> str:
-    """``4.2 s``, ``3 min 5 s``, ``2 h 7 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _date(text: str) -> str:

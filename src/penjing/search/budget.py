@@ -62,10 +62,8 @@ def parse_limit(name: str, value: Any) -> Limit:
         RecipeError: The text is something else.
     """
     wrong = RecipeError(f"{name} limit {value!r} is not understood; give for example {_EXAMPLES[name]}")
-    if isinstance(value, int | float):
-        text = f"{value}x" if 0 < value <= 1 else f"{value}"
-    else:
-        text = str(value).strip().lower()
+    share = isinstance(value, int | float) and 0 < value <= 1
+    text = f"{value}x" if share else str(value).strip().lower()
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)", text)
     if match is None:
         raise wrong

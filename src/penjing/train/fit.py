@@ -1,10 +1,10 @@
 """The training loop: any module, any loss, with or without a teacher; what is interrupted goes on where it stopped."""
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4  # of weights; biases and norms have none
     warmup: float = 0.1  # share of all steps
-    precision: str = "32-true"  # Lightning Fabric's names: "32-true", "bf16-mixed"
+    precision: str = "auto"  # "32-true", "bf16-mixed" (Lightning Fabric's names), or bf16 where the device computes in it
     clip: float = 5.0  # largest norm of the whole gradient
     seed: int = 0
 
@@ -133,14 +133,24 @@ def _length(task: Task) -> int:
     return n
 
 
+def _fabric(precision: str) -> Any:
+    from lightning_fabric import Fabric
+
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it announces the precision at every run
+    try:
+        return Fabric(accelerator="auto", devices=1, precision=precision)
+    finally:
+        logger.setLevel(level)
+
+
 class _Run:
     """Model, teacher and optimizer, set up on the device; all that a checkpoint must hold."""
 
     def __init__(self, model: nn.Module, teacher: nn.Module | None, settings: Training) -> None:
-        from lightning_fabric import Fabric
-
         self.settings = settings
-        self.fabric = Fabric(accelerator="auto", devices=1, precision=settings.precision)
+        self.fabric = _fabric(settings.precision if settings.precision != "auto" else native_precision())
         self.model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
@@ -203,12 +213,8 @@ class _Run:
         return (p for group in self.optimizer.param_groups for p in group["params"])
 
 
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Let torch use ``n`` threads while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def native_precision() -> str:
+    """bfloat16 where the device computes in it; elsewhere it would only be slower than float32."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"

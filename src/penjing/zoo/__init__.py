@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from penjing.zoo.fashion import fashion_resnet20 as fashion_resnet20
 from penjing.zoo.resnet import ResNet as ResNet
 from penjing.zoo.resnet import resnet20 as resnet20
 from penjing.zoo.small import DenseNet as DenseNet

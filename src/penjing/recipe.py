@@ -1,0 +1,112 @@
+"""Words to objects: the only place where names are looked up."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from penjing.errors import ModelError, PenjingError, RecipeError
+from penjing.files import read_tensors
+from penjing.task import Task
+
+SHOWN = 3  # names of weights in an error
+
+
+def found(where: str, what: str) -> Any:
+    """The object that ``pkg.mod:name`` names; modules of the working directory count.
+
+    Args:
+        what: The option it was given for, for the error.
+
+    Raises:
+        RecipeError: It leads nowhere.
+    """
+    module_name, colon, name = where.partition(":")
+    if not (colon and module_name and name):
+        raise RecipeError(f"{what} {where!r} is not of the form package.module:name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        raise RecipeError(f"{what} {where!r}: there is no module {e.name!r} in {here} or among the installed packages") from e
+    except Exception as e:  # whatever the user's module raises while it is imported
+        raise RecipeError(f"{what} {where!r}: importing {module_name} fails with {type(e).__name__}: {e}") from e
+    if not hasattr(module, name):
+        near = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise RecipeError(f"{what} {where!r}: {module_name} has no {name!r}; it has {', '.join(sorted(near)[:8]) or 'nothing'}")
+    return getattr(module, name)
+
+
+def load_model(where: str, weights: Path | None = None) -> nn.Module:
+    """The network that the factory (or module instance) at ``where`` gives, with the weights of a safetensors file.
+
+    Raises:
+        RecipeError: ``where`` leads nowhere or gives something else.
+        ModelError: The weights do not fit; names the first that differ.
+    """
+    given = _called(found(where, "--model"), where, "--model")
+    if not isinstance(given, nn.Module):
+        raise RecipeError(f"--model {where!r} gives {type(given).__name__}; give a function that returns a torch.nn.Module")
+    if weights is not None:
+        load_weights(given, weights)
+    return given.eval()
+
+
+def load_task(where: str) -> Task:
+    """The task that the function (or object) at ``where`` gives.
+
+    Raises:
+        RecipeError: It leads nowhere or gives something else.
+    """
+    given = _called(found(where, "--data"), where, "--data")
+    if not isinstance(given, Task):
+        raise RecipeError(f"--data {where!r} gives {type(given).__name__}; give a function that returns a penjing.Task")
+    return given
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put the tensors of a safetensors file into the model; 16-bit ones become the model's type.
+
+    Raises:
+        ModelError: Names or shapes differ; names the first.
+    """
+    tensors, _ = read_tensors(path)
+    own = model.state_dict()
+    missing, extra = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
+    shapes = [
+        f"{n} is {tuple(t.shape)} in the file and {tuple(own[n].shape)} in the model"
+        for n, t in tensors.items()
+        if n in own and t.shape != own[n].shape
+    ]
+    problems = [
+        *([f"the file lacks {_first(missing)}"] if missing else []),
+        *([f"the model lacks {_first(extra)}"] if extra else []),
+        *([_first(shapes)] if shapes else []),
+    ]
+    if problems:
+        raise ModelError(f"the weights in {path} do not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict({n: _like(t, own[n]) for n, t in tensors.items()})
+
+
+def _called(given: Any, where: str, what: str) -> Any:
+    if isinstance(given, nn.Module | Task) or not callable(given):
+        return given
+    try:
+        return given()
+    except PenjingError:
+        raise
+    except Exception as e:  # whatever the user's function raises
+        raise RecipeError(f"{what} {where!r}: calling it without arguments fails with {type(e).__name__}: {e}") from e
+
+
+def _like(value: Tensor, own: Tensor) -> Tensor:
+    return value.to(own.dtype) if own.is_floating_point() else value
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,134 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from penjing.errors import PenjingError
+from penjing.graph import Channels, capture, find_channels
+from penjing.zoo import ResNet, two_convolutions
+from tests.nets import CUTTABLE, IMAGE
+from tests.oracle import channels_of, inputs
+
+SOME = [
+    "grouped",
+    "concatenated_then_grouped",
+    "concatenated_then_depthwise",
+    "csp",
+    "unet",
+    "pixel_shuffle",
+    "norm_after_flatten",
+]
+
+
+def found(model: nn.Module, *shape: int) -> Channels:
+    return find_channels(capture(model, torch.zeros(1, *shape)))
+
+
+def cells(channels: Channels) -> Iterator[tuple[str, int, int]]:
+    """Every index that some group holds, once for each time it is held."""
+    for group in channels.groups:
+        for axis in group.axes:
+            yield from ((axis.name, axis.dim, i) for i in axis.index.flatten().tolist())
+
+
+def test_the_textbook_s_example() -> None:
+    channels = found(two_convolutions(width=4), 3, 32, 32)
+    first, second = channels.groups
+    assert (first.name, first.channels) == ("0.weight", 4)
+    assert {(a.name, a.dim) for a in first.axes} == {("0.weight", 0), ("0.bias", 0), ("3.weight", 1)}
+    assert {(a.name, a.dim) for a in second.axes} == {("3.weight", 0), ("3.bias", 0), ("7.weight", 1)}
+    columns = next(a.index for a in second.axes if a.name == "7.weight")
+    assert torch.equal(columns, torch.arange(8 * 16).view(8, 16))  # a channel's 4x4 map lies together after flatten
+    assert channels.reads == {("0.weight", 1), ("3.weight", 1), ("7.weight", 1)}
+
+
+def test_a_stage_of_a_resnet_is_one_group() -> None:
+    channels = found(ResNet(blocks=2, width=4), 1, 12, 12)
+    trunk = next(g for g in channels.groups if g.name == "conv.weight")
+    written = {a.name for a in trunk.axes if a.dim == 0}
+    read = {a.name for a in trunk.axes if a.dim == 1}
+    assert {"conv.weight", "bn.running_var", "stage1.0.conv2.weight", "stage1.1.bn2.bias"} <= written
+    assert read == {f"stage1.{i}.conv1.weight" for i in (0, 1)} | {"stage2.0.conv1.weight", "stage2.0.shortcut.0.weight"}
+
+
+def test_inputs_and_outputs_are_fixed() -> None:
+    channels = found(two_convolutions(width=4), 3, 32, 32)
+    assert channels.fixed["0.weight", 1] == "model input"
+    assert channels.fixed["7.weight", 0] == channels.fixed["7.bias", 0] == "model output"
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_no_index_is_in_two_places(name: str) -> None:
+    channels, held = channels_of(name), list(cells(channels_of(name)))
+    assert len(held) == len(set(held))
+    model = CUTTABLE[name]()
+    shapes = {n: t.shape for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    assert all(0 <= i < shapes[n][dim] for n, dim, i in held)
+    assert all(axis.index.shape[0] == group.channels for group in channels.groups for axis in group.axes)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_every_group_has_a_name_of_its_own(name: str) -> None:
+    """Widths are chosen by name: two groups of one name would be cut alike."""
+    names = [g.name for g in channels_of(name).groups]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", ["unet", "csp"])
+def test_groups_come_in_the_order_of_the_computation(name: str) -> None:
+    model, seen = CUTTABLE[name](), []
+    for layer, module in model.named_modules():
+        module.register_forward_pre_hook(lambda _m, _x, layer=layer: seen.append(layer))
+    model(*inputs(IMAGE))
+    used = [seen.index(g.name.rpartition(".")[0]) for g in channels_of(name).groups]
+    assert len(used) > 2
+    assert used == sorted(used)
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("running_sum", "cumsum"),
+        ("group_norm", "group_norm"),
+        ("softmax_over_channels", "softmax"),
+        ("one_channel_picked", "slice"),
+        ("transposed_grouped", "conv_transpose2d"),
+        ("three_parts", "split|chunk"),
+    ],
+)
+def test_what_is_fixed_says_by_which_operation(name: str, operation: str) -> None:
+    channels = channels_of(name)
+    assert any(o in channels.fixed["a.weight", 0] for o in operation.split("|"))
+    assert not any(a.name == "a.weight" for g in channels.groups for a in g.axes)
+
+
+def test_reading_channels_leaves_the_graph_as_it_was() -> None:
+    graph = capture(CUTTABLE["csp"](), inputs(IMAGE))
+    code, state = graph.module.code, {n: t.clone() for n, t in graph.module.state_dict().items()}
+    first = find_channels(graph)
+    assert graph.module.code == code
+    assert all(torch.equal(t, state[n]) for n, t in graph.module.state_dict().items())
+    again = find_channels(graph)
+    assert list(cells(again)) == list(cells(first))
+
+
+def test_a_number_among_the_inputs() -> None:
+    class Noised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 3)
+
+        def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x) * noise)  # type: ignore[no-any-return]
+
+    channels = find_channels(capture(Noised(), (torch.zeros(2, 3, 8, 8), torch.tensor(0.5))))
+    assert [(g.name, g.channels) for g in channels.groups] == [("a.weight", 8)]
+
+
+def test_an_image_without_a_batch_is_refused_or_read_rightly() -> None:
+    try:
+        channels = found(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), 8, 8)
+    except PenjingError:
+        return
+    assert {(a.name, a.dim) for g in channels.groups for a in g.axes} <= {("0.weight", 0), ("0.bias", 0), ("2.weight", 1)}

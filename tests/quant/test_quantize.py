@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import DataError, ModelError, RecipeError
+from penjing.quant import TARGETS, quantize
+from penjing.quant.targets import WEIGHTED
+from penjing.zoo import ZOO
+
+FAKE = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
+
+
+def is_fake(node: object) -> bool:
+    return any(name in str(getattr(node, "target", "")) for name in FAKE)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ZOO)
+def test_every_weighted_layer_reads_integers_and_has_integer_weights(name: str, target: str) -> None:
+    make, shape = ZOO[name]
+    x = torch.randn(4, *shape)
+    module = quantize(make(), x, [x], target=target)
+    layers = [n for n in module.graph.nodes if n.target in WEIGHTED]
+    assert layers
+    for layer in layers:
+        assert is_fake(layer.args[0]), f"{layer} reads a float value"
+        assert is_fake(layer.args[1]), f"{layer} has float weights"
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_quantized_is_near_the_original_but_not_it(name: str) -> None:
+    make, shape = ZOO[name]
+    model, x = make().eval(), torch.randn(16, *shape)
+    with torch.no_grad():
+        expected, found = model(x), quantize(model, x[:1], [x])(x)
+    error = (found - expected).norm() / expected.norm()
+    assert 0 < error < 0.1
+
+
+def test_it_is_trainable_and_every_weight_gets_a_gradient() -> None:
+    make, shape = ZOO["mobilenet"]
+    x = torch.randn(4, *shape)
+    module = quantize(make(), x[:1], [x])
+    module(x).square().sum().backward()
+    without = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_any_batch_size_runs() -> None:
+    make, shape = ZOO["densenet"]
+    module = quantize(make(), torch.randn(1, *shape), [torch.randn(3, *shape)])
+    assert module(torch.randn(7, *shape)).shape == (7, 10)
+
+
+def test_passing_operations_share_the_grid_of_what_they_pass() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+    x = torch.randn(8, 1, 8, 8)
+    module = quantize(model, x, [x])
+    scales = [n.args[1].target for n in module.graph.nodes if "per_tensor" in str(n.target)]
+    assert len(scales) == 4  # the input, the ReLU, and behind it the pool and the flattened
+    assert len(set(scales)) == 2
+
+
+def test_the_model_is_left_alone() -> None:
+    make, shape = ZOO["resnet20"]
+    model = make().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    quantize(model, torch.randn(1, *shape), [torch.randn(2, *shape)])
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def small() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), torch.randn(2, 1, 8, 8)
+
+
+def test_mistakes_are_told() -> None:
+    model, x = small()
+    with pytest.raises(DataError, match="empty"):
+        quantize(model, x, [])
+    with pytest.raises(DataError, match="NaN"):
+        quantize(model, x, [x, x * float("nan")])
+    with pytest.raises(RecipeError, match="onnxruntime"):
+        quantize(model, x, [x], target="tensorrt")
+    model[0].weight.data[0] = float("nan")
+    with pytest.raises(ModelError, match=r"0\.weight"):
+        quantize(model, x, [x])
