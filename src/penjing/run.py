@@ -22,7 +22,7 @@ from penjing.distill import TeacherLoss, imitate, weighted, with_labels
 from penjing.errors import RecipeError
 from penjing.export import RUNTIMES, Artifact, agreement, export, left_in_float
 from penjing.files import read_json, remove_parts, whole_file, write_json, write_tensors
-from penjing.graph import capture, check_weights
+from penjing.graph import capture, check_weights, find_channels
 from penjing.measure import compare, cores, layers, machine, macs, parameters
 from penjing.plan import ChannelPlan
 from penjing.progress import Progress, silent
@@ -144,10 +144,8 @@ class _Compression:
 
     def _widths(self) -> list[dict[str, int]]:
         step = self.settings.round_to or self.profile.lanes
-        return [
-            choose_widths(self.model, self.example, r, exclude=self.settings.exclude, round_to=step)
-            for r in self.settings.ratios
-        ]
+        channels = find_channels(capture(self.model, self.example))
+        return [choose_widths(channels, r, exclude=self.settings.exclude, round_to=step) for r in self.settings.ratios]
 
     def _prices(self) -> tuple[Cost, list[Candidate]]:
         """What every candidate costs, untrained: weights do not change it."""
@@ -177,7 +175,8 @@ class _Compression:
         ]
 
     def _cut(self, net: nn.Module, widths: Mapping[str, int], *, verify: bool) -> tuple[nn.Module, ChannelPlan]:
-        plan = plan_widths(net, self.example, widths)
+        weights = dict(net.named_parameters(remove_duplicate=False))
+        plan = plan_widths(find_channels(capture(net, self.example)), weights, widths)
         return (prune_channels(net, plan, self.example, verify=verify), plan) if plan.keep else (net, plan)
 
     def _shipped(self, net: nn.Module, path: Path) -> Artifact:

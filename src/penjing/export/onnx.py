@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
 from penjing.files import digest, whole_file
-from penjing.graph import as_inputs, capture
+from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
 
 
@@ -29,9 +29,11 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
         RecipeError: The target is not known.
     """
     runtime = target_named(target).name
-    graph = capture(model, as_inputs(example)) if not isinstance(model, fx.GraphModule) else None
-    module, inputs = (graph.module, graph.example) if graph else (model, _doubled(as_inputs(example)))
-    dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
+    given = as_inputs(example)
+    module = model if isinstance(model, fx.GraphModule) else capture(model, given).module
+    dynamic = takes_any_batch(module)
+    inputs = free_batch(given) if dynamic else given
+    dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
     destination = Path(path)
     try:
         proto = _converted(copy.deepcopy(module).eval(), inputs, dims)
@@ -42,13 +44,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
             part.write_bytes(proto.SerializeToString())
     except OSError as e:
         raise ExportError(f"cannot write {destination}: {e}") from e
-    shapes = tuple(tuple(x.shape) for x in as_inputs(example))
-    dynamic = bool(proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param)
-    return Artifact(destination, runtime, shapes, dynamic, digest(destination))
-
-
-def _doubled(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for x in inputs)
+    return Artifact(destination, runtime, tuple(tuple(x.shape) for x in given), dynamic, digest(destination))
 
 
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], dims: Any) -> Any:

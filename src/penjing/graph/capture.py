@@ -19,7 +19,7 @@ class Graph:
 
     Attributes:
         module: Functional ``aten`` operations in order, as a trainable module with the model's parameter names.
-        example: The inputs it was read with; dimension 0 is doubled when it was 1, since torch takes a size of 1 as fixed.
+        example: The inputs it was read with; a batch of 1 may have become one of 2, since torch takes a size of 1 as fixed.
         dynamic: Whether any batch size will do.
     """
 
@@ -58,8 +58,32 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     Raises:
         ModelError: ``torch.export`` cannot read it.
     """
-    inputs = _batched(as_inputs(example))
+    inputs = as_inputs(example)
     still = copy.deepcopy(model).eval()
+    try:
+        graph = _read(still, free_batch(inputs))
+        if graph.dynamic:
+            return graph
+    except ModelError:
+        if free_batch(inputs) is inputs:
+            raise
+    return _read(still, inputs)  # it wants the very batch that was given
+
+
+def free_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs with a batch that torch does not take as fixed: of 2 where it is 1."""
+    if any(x.ndim == 0 or x.shape[0] != 1 for x in inputs):
+        return inputs
+    return tuple(torch.cat([x, x]) for x in inputs)
+
+
+def takes_any_batch(module: fx.GraphModule) -> bool:
+    """Whether a captured graph was read with a free batch size."""
+    value = next(n for n in module.graph.nodes if n.op == "placeholder").meta["val"]
+    return isinstance(value, Tensor) and value.ndim > 0 and isinstance(value.shape[0], torch.SymInt)
+
+
+def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     batch = inputs[0].shape[0] if inputs[0].ndim else None
     dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
     try:
@@ -69,9 +93,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     except Exception as e:  # torch.export raises many types; the reason is in its first line
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         shapes = [tuple(x.shape) for x in inputs]
-        raise ModelError(f"{type(model).__name__} cannot be read with inputs of shape {shapes}: {reason}") from e
-    placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
-    return Graph(module, inputs, isinstance(placeholder.meta["val"].shape[0], torch.SymInt))
+        raise ModelError(f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {reason}") from e
+    return Graph(module, inputs, takes_any_batch(module))
 
 
 @contextmanager
@@ -103,9 +126,3 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
 def _variadic(model: nn.Module) -> bool:
     """Whether ``forward`` takes ``*inputs``: torch wants their dynamic shapes nested one level deeper."""
     return bool(model.forward.__code__.co_flags & 0x04) if hasattr(model.forward, "__code__") else False
-
-
-def _batched(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if any(x.ndim == 0 or x.shape[0] != 1 for x in inputs):
-        return inputs
-    return tuple(torch.cat([x, x]) for x in inputs)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from penjing.graph.capture import Graph
 from penjing.graph.rules import RULES
-from penjing.graph.walk import NONE, Ledger, Walk
+from penjing.graph.walk import INPUT, Ledger, Walk
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def find_channels(graph: Graph) -> Channels:
     """Label every channel, walk the graph, and gather what was joined."""
     ledger = Ledger()
     walk = Walk(graph.module, RULES, ledger)
-    walk.run(*(torch.full((1,), NONE).expand(x.shape) for x in graph.example))
+    walk.run(*(torch.full((1,), INPUT).expand(x.shape) for x in graph.example))
     component = _components(ledger)
     reasons = {int(component[i]): why for labels, why in reversed(ledger.frozen) for i in labels.tolist()}
     places = _places(ledger, component)

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from penjing.graph.walk import NONE, Labels, Ledger, Rule, Weight, narrow, out_shape, tidy
 
 aten = torch.ops.aten
+FIXED = "what it reads is fixed"
 
 
 # Structure: the operation itself, run on the labels.
@@ -171,7 +172,7 @@ def transposed_convolution(
     if not isinstance(weight, Weight) or groups != 1:
         return _computed_weight(ledger, node, x, weight, bias)
     inputs = ledger.vector(x, 1, f"{node.target} slides along the channels")
-    ledger.join(inputs, ledger.labels_of(weight, 0), "model input")
+    ledger.join(inputs, ledger.labels_of(weight, 0), FIXED)
     ledger.reads.add((weight.name, 0))
     out = ledger.labels_of(weight, 1)
     _add_bias(ledger, out, bias)
@@ -183,7 +184,7 @@ def linear(ledger: Ledger, node: fx.Node, x: Labels, weight: Weight | Labels, bi
     if not isinstance(weight, Weight):
         return _computed_weight(ledger, node, x, weight, bias)
     inputs = ledger.vector(x, x.ndim - 1, f"{node.target} over a dimension that is not the channels")
-    ledger.join(inputs, ledger.labels_of(weight, 1), "model input")
+    ledger.join(inputs, ledger.labels_of(weight, 1), FIXED)
     ledger.reads.add((weight.name, 1))
     out = ledger.labels_of(weight, 0)
     _add_bias(ledger, out, bias)
@@ -192,11 +193,11 @@ def linear(ledger: Ledger, node: fx.Node, x: Labels, weight: Weight | Labels, bi
 
 def _meet_grouped(ledger: Ledger, inputs: Labels, out: Labels, weight: Weight, groups: int, reason: str) -> None:
     if weight.shape[1] == 1 and groups == len(inputs) and groups > 1:  # depthwise: each output belongs to one input
-        ledger.join(inputs.repeat_interleave(len(out) // groups), out, "model input")
+        ledger.join(inputs.repeat_interleave(len(out) // groups), out, FIXED)
         return
     # Every group keeps the same inputs and the same outputs, since the weight is one rectangle.
     per_group = ledger.labels_of(weight, 1)
-    ledger.join(inputs.view(groups, -1), per_group.expand(groups, -1), "model input")
+    ledger.join(inputs.view(groups, -1), per_group.expand(groups, -1), FIXED)
     ledger.reads.add((weight.name, 1))
     if groups > 1:
         blocks = out.view(groups, -1)
@@ -288,10 +289,11 @@ _STRUCTURE = _overloads(
 )  # fmt: skip
 _ELEMENTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
-    "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf",
-    "sin", "cos", "reciprocal", "clamp", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum",
-    "where", "dropout", "native_dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink", "threshold",
-    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor", "ceil", "round", "addcmul",
+    "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf", "sin",
+    "cos", "reciprocal", "clamp", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum",
+    "where", "dropout", "native_dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink",
+    "threshold", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor", "ceil", "round",
+    "addcmul",
 )  # fmt: skip
 _POOLING = _overloads(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",

@@ -2,7 +2,7 @@
 
 A *label* is a number that stands for one index of one dimension of one parameter. Where two labelled channels meet
 (added, normalized together, multiplied by a weight) their labels are *joined*; channels whose labels are joined live or
-die together. ``NONE`` marks elements that belong to no channel. What must not be cut is *frozen*, with the reason.
+die together. Numbers below zero mark elements that belong to no channel. What must not be cut is *frozen*, with the reason.
 """
 
 import operator
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-NONE = -1  # the label of an element that belongs to no channel
+NONE = -2  # the label of an element that belongs to no channel
+INPUT = -1  # the same, of the model's input
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,18 @@ class Ledger:
         return torch.arange(start, start + size)
 
     def join(self, a: Labels, b: Labels, reason: str) -> None:
-        """Elements of ``a`` and ``b`` (of one shape) live or die together; what meets ``NONE`` is frozen."""
+        """Elements of ``a`` and ``b`` (of one shape) live or die together; what meets no channel is frozen."""
         both = (a >= 0) & (b >= 0)
         self.joins.append((a[both], b[both]))
-        self.freeze(torch.cat([a[~both].flatten(), b[~both].flatten()]), reason)
+        for lone, why in (((a == INPUT) | (b == INPUT), "model input"), (~both, reason)):
+            self.freeze(torch.cat([a[lone], b[lone]]), why)
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """These channels must stay."""
         labels = narrow(labels).flatten()
         labels = labels[labels >= 0].unique()
         if len(labels):
-            self.frozen.append((labels, reason))
+            self.frozen.append((labels, reason))  # the first reason given is the one that is told
 
     def vector(self, labels: Labels, dim: int, reason: str) -> Labels:
         """One label for every index of ``dim``: elements that share an index are joined. Shape ``(size,)``."""

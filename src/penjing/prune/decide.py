@@ -34,45 +34,41 @@ def plan_channels(
         RecipeError: ``ratio`` is out of range, or a pattern fits no parameter.
         ModelError: The model cannot be read, or its weights are not finite.
     """
-    widths = choose_widths(model, example, ratio, exclude=exclude, round_to=round_to)
-    return plan_widths(model, example, widths, criterion=criterion)
+    check_weights(model)
+    channels = find_channels(capture(model, as_inputs(example)))
+    widths = choose_widths(channels, ratio, exclude=exclude, round_to=round_to)
+    return plan_widths(channels, dict(model.named_parameters(remove_duplicate=False)), widths, criterion=criterion)
 
 
-def choose_widths(
-    model: nn.Module, example: Tensor | Sequence[Tensor], ratio: float, *, exclude: Sequence[str] = (), round_to: int = 8
-) -> dict[str, int]:
+def choose_widths(channels: Channels, ratio: float, *, exclude: Sequence[str] = (), round_to: int = 8) -> dict[str, int]:
     """How many channels of each group stay; see ``plan_channels``."""
     if not 0 <= ratio < 1:
         raise RecipeError(f"ratio is {ratio}; give the share of channels to drop, from 0 up to 1, e.g. 0.5")
     if round_to < 1:
         raise RecipeError(f"round_to is {round_to}; give a positive number of channels, e.g. 8")
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in exclude:
-        if not any(fnmatch(name, pattern) for name in names):
-            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {names[0] if names else ''!r}")
+        if not any(fnmatch(name, pattern) for name in channels.shapes):
+            near = next(iter(channels.shapes), "")
+            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {near!r}")
     return {
         g.name: kept_count(g.channels, ratio, round_to)
-        for g in _found(model, example).groups
+        for g in channels.groups
         if not any(fnmatch(a.name, p) for a in g.axes for p in exclude)
     }
 
 
 def plan_widths(
-    model: nn.Module, example: Tensor | Sequence[Tensor], widths: Widths, *, criterion: Criterion = l2_norm
+    channels: Channels, weights: Mapping[str, Tensor], widths: Widths, *, criterion: Criterion = l2_norm
 ) -> ChannelPlan:
     """Decide which channels stay, given how many of each group; groups that ``widths`` does not name are left whole.
 
     Raises:
         PlanError: ``widths`` names a group that the model does not have, or asks for more channels than it has.
-        ModelError: The model cannot be read, or its weights are not finite.
     """
-    check_weights(model)
-    channels = _found(model, example)
     sizes = {g.name: g.channels for g in channels.groups}
     for name, n in widths.items():
         if not 1 <= n <= sizes.get(name, 0):
             raise PlanError(f"width {n} of group {name} does not fit the model, which has {sizes.get(name, 0)} channels there")
-    weights = dict(model.named_parameters(remove_duplicate=False))
     dropped: dict[tuple[str, int], set[int]] = {}
     for group in channels.groups:
         gone = group.channels - widths.get(group.name, group.channels)
@@ -95,7 +91,3 @@ def kept_count(channels: int, ratio: float, round_to: int) -> int:
     step = round_to if channels > round_to else max(1, channels // 4)
     wanted = round(channels * (1 - ratio) / step) * step
     return channels if ratio == 0 else min(channels, max(step, wanted))
-
-
-def _found(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Channels:
-    return find_channels(capture(model, as_inputs(example)))

@@ -1,0 +1,122 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from penjing.errors import NotEquivalent
+from penjing.graph import capture
+from penjing.plan import ChannelPlan
+from penjing.prune import prune_channels, verify_pruned
+from penjing.prune.verify import Masked
+from tests.nets import CUTTABLE, IMAGE, Make, conv, head, net, pooled
+from tests.oracle import channels_of, chosen, difference, inputs, randomized, zeroed
+
+X = inputs(IMAGE)
+HALF, OTHERS = tuple(range(8)), tuple(range(1, 9))
+RIGHT = ChannelPlan({"a.weight": {0: HALF}, "a.bias": {0: HALF}, "b.weight": {1: HALF}})
+WRONG = ChannelPlan({"a.weight": {0: HALF}, "a.bias": {0: HALF}, "b.weight": {1: OTHERS}})
+
+
+def giving(output: Any) -> Make:
+    """Two convolutions of which ``RIGHT`` halves the first; ``output`` makes what the network gives of the classes."""
+    return net(lambda m, x: output(m.head(pooled(m.b(F.relu(m.a(x)))))), a=conv(3, 16), b=conv(16, 16), head=head(16))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return randomized(giving(lambda y: y)())
+
+
+def test_a_right_cut_is_told_from_wrong_ones(model: nn.Module) -> None:
+    small = prune_channels(model, RIGHT, X, verify=False)
+    assert verify_pruned(model, small, RIGHT, X) < 1e-9
+    with torch.no_grad():
+        small.b.weight[3, 2, 1, 1] += 1e-6
+    with pytest.raises(NotEquivalent, match=r"first in b\.weight"):
+        verify_pruned(model, small, RIGHT, X)
+
+
+def test_channels_that_do_not_belong_together_are_found(model: nn.Module) -> None:
+    with pytest.raises(NotEquivalent, match=r"first in b\.weight"):
+        prune_channels(model, WRONG, X)
+    assert prune_channels(model, WRONG, X, verify=False).b.in_channels == 8  # what the check keeps from being handed back
+
+
+def test_a_reader_that_was_left_whole_is_found(model: nn.Module) -> None:
+    with pytest.raises(NotEquivalent, match="does not run"):
+        prune_channels(model, ChannelPlan({"a.weight": {0: HALF}, "a.bias": {0: HALF}}), X)
+
+
+def test_the_model_and_its_cut_are_left_alone(model: nn.Module) -> None:
+    small = prune_channels(model.train(), RIGHT, X, verify=False)
+    before = copy.deepcopy((model.state_dict(), small.state_dict()))
+    chance = torch.get_rng_state()
+    verify_pruned(model, small, RIGHT, X)
+    for net_, state in zip((model, small), before, strict=True):
+        assert net_.training
+        assert all(
+            torch.equal(value, state[name]) and value.dtype == state[name].dtype for name, value in net_.state_dict().items()
+        )
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize("name", ["unet", "grouped", "transposed", "pixel_shuffle"])
+def test_the_masked_graph_is_the_model_with_zeroed_readers(name: str) -> None:
+    """The reference of the check against the reference of the tests, which knows nothing of graphs."""
+    model, x = randomized(CUTTABLE[name]()).double(), inputs(IMAGE, dtype=torch.float64)
+    channels = channels_of(name)
+    plan = chosen(channels)
+    readers = {n: {d: i for d, i in dims.items() if (n, d) in channels.reads} for n, dims in plan.keep.items()}
+    with torch.no_grad():
+        assert difference(Masked(capture(model, x).module, readers).run(*x), zeroed(model, plan)(*x)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda y: {"classes": y, "best": y.argmax(1)},
+        lambda y: {"classes": y, "sure": y > 0},
+        lambda y: (y, None),
+        lambda y: (y, 7, "classes"),
+        lambda y: [y, torch.ones(3)],
+        lambda y: (y, y.sum()),
+    ],
+    ids=["integers", "truths", "none", "python", "constant", "number"],
+)
+def test_outputs_of_any_kind_are_compared(output: Any) -> None:
+    model = randomized(giving(output)())
+    assert verify_pruned(model, prune_channels(model, RIGHT, X, verify=False), RIGHT, X) < 1e-9
+    with pytest.raises(NotEquivalent):
+        verify_pruned(model, prune_channels(model, WRONG, X, verify=False), WRONG, X)
+
+
+@pytest.mark.parametrize("bad", [torch.log, torch.sqrt, lambda y: 1 / F.relu(y.sum() * 0)], ids=["log", "sqrt", "infinite"])
+def test_what_is_not_a_number_proves_nothing(bad: Any) -> None:
+    """On random inputs these give NaN or infinity, and NaN is above no tolerance."""
+    model = randomized(giving(lambda y: bad(y - y.amax()))())
+    with pytest.raises(NotEquivalent):
+        prune_channels(model, WRONG, X)
+
+
+def test_a_right_cut_of_a_network_for_positive_images_is_handed_back() -> None:
+    """The check may choose its inputs, but where they lead to NaN it must not refuse what is right."""
+    model = randomized(net(lambda m, x: m.b(F.relu(m.a(torch.log(x)))), a=conv(3, 16), b=conv(16, 4))())
+    prune_channels(model, RIGHT, (X[0].abs() + 0.1,))
+
+
+def test_weights_in_half_precision_are_compared_in_double() -> None:
+    model = randomized(giving(lambda y: y)()).bfloat16()
+    x = (X[0].bfloat16(),)
+    assert verify_pruned(model, prune_channels(model, RIGHT, x, verify=False), RIGHT, x) < 1e-9
+    with pytest.raises(NotEquivalent):
+        verify_pruned(model, prune_channels(model, WRONG, x, verify=False), WRONG, x)
+
+
+def test_a_precision_written_into_the_model_is_met() -> None:
+    model = randomized(net(lambda m, x: m.b(m.a(x).float()), a=conv(3, 16), b=conv(16, 4))())
+    assert verify_pruned(model, prune_channels(model, RIGHT, X, verify=False), RIGHT, X) < 1e-4
+    with pytest.raises(NotEquivalent):
+        verify_pruned(model, prune_channels(model, WRONG, X, verify=False), WRONG, X)

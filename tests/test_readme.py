@@ -1,0 +1,17 @@
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CHECK = [sys.executable, "benchmarks/demo.py", "--check"]
+
+
+def test_numbers_and_example_in_the_readme_are_those_that_are_committed() -> None:
+    assert subprocess.run(CHECK, cwd=ROOT).returncode == 0
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    named = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert named
+    assert [n for n in named if not (ROOT / n).exists()] == []
