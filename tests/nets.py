@@ -248,6 +248,46 @@ def _between(middle: Callable[[Any, Tensor], Tensor], width: int = 16, /, **laye
     )
 
 
+Step = tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]  # 16 channels to 16, and its layers
+
+# What networks are put together from by lot, each alone in the tables below.
+STEPS: dict[str, Step] = {
+    "conv": (lambda m, x: m.c(x), {"c": conv(16, 16)}),
+    "grouped": (lambda m, x: m.c(x), {"c": conv(16, 16, groups=4)}),
+    "depthwise": (lambda m, x: m.c(x), {"c": conv(16, 16, groups=16)}),
+    "norm": (lambda m, x: F.relu(m.n(x)), {"n": nn.BatchNorm2d(16)}),
+    "unknown": (lambda m, x: m.n(x), {"n": nn.GroupNorm(4, 16)}),
+    "beside unknown": (lambda m, x: m.n(x) + m.c(x), {"n": nn.GroupNorm(4, 16), "c": conv(16, 16)}),
+    "residual": (lambda m, x: x + m.c(x), {"c": conv(16, 16)}),
+    "dense": (lambda m, x: m.d(torch.cat([x, m.c(x)], 1)), {"c": conv(16, 8), "d": conv(24, 16)}),
+    "squeeze": (lambda m, x: x * torch.sigmoid(m.c(x.mean((2, 3), keepdim=True))), {"c": conv(16, 16, 1)}),
+    "shuffle": (lambda _m, x: shuffled(x, 4), {}),
+    "module shuffle": (lambda m, x: m.s(x), {"s": nn.ChannelShuffle(2)}),
+    "csp": (csp, {"c": conv(8, 8)}),
+    "gated": (lambda m, x: m.c(torch.mul(*x.chunk(2, 1))), {"c": conv(8, 16)}),
+    "swapped": (lambda _m, x: torch.cat(x.chunk(2, 1)[::-1], 1), {}),
+    "summed halves": (lambda m, x: m.c(x.view(len(x), 2, x.shape[1] // 2, *x.shape[2:]).sum(1)), {"c": conv(8, 16)}),
+    "pixels": (lambda _m, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), {}),
+    "last": (lambda m, x: channels_last(m.l, x), {"l": nn.Linear(16, 16)}),
+    "picked": (lambda _m, x: x * torch.sigmoid(x[:, :1]), {}),
+    "mirrored": (lambda _m, x: x.flip(3), {}),
+    "windows": (lambda m, x: in_windows(m.c, x), {"c": conv(16, 16)}),
+}
+
+
+def chain(*steps: str) -> Make:
+    """A network of these steps, one after the other, and around all of them a shortcut."""
+
+    def wiring(m: Any, x: Tensor) -> Tensor:
+        y = first = F.relu(m.a(x))
+        for i, step in enumerate(steps):
+            y = STEPS[step][0](m.steps[i], y)
+        return m.head(pooled(y + first))  # type: ignore[no-any-return]
+
+    layers = nn.ModuleList(nn.ModuleDict(copy.deepcopy(STEPS[s][1])) for s in steps)
+    return net(wiring, a=conv(3, 16), steps=layers, head=head(16))
+
+
 # Those in which the channels of the first layer must be cut: a labelling that froze everything would pass any oracle.
 CUTTABLE: dict[str, Make] = {
     "plain": _between(lambda _m, x: x),
@@ -273,6 +313,7 @@ CUTTABLE: dict[str, Make] = {
         _between(lambda m, x: m.c(x.view(len(x) * 4, x.shape[1] // 4, *x.shape[2:])).view(len(x), -1, *x.shape[2:]),
                  c=conv(4, 4))),
     "pixel_shuffle": _between(lambda _m, x: F.pixel_shuffle(x, 2), 4),
+    "pixel_shuffle_and_back": _between(lambda _m, x: F.pixel_unshuffle(F.relu(F.pixel_shuffle(x, 2)), 2)),
     "pixel_unshuffle": _between(lambda _m, x: F.pixel_unshuffle(x, 2), 64),
     "focus": _between(focus, 64),
     "windows": _between(lambda m, x: in_windows(m.c, x), c=conv(16, 16)),
@@ -344,6 +385,9 @@ AWKWARD: dict[str, Make] = {
     "eca": _between(eca, along=nn.Conv1d(1, 1, 3, padding=1, bias=False)),
     "spatial_attention": _between(lambda m, x: x * torch.sigmoid(m.s(m.c(x))), c=conv(16, 8), s=conv(8, 1)),
     "option_a": OptionA,
+    "norm_beside_shortcut": (
+        _between(lambda m, x: m.n(m.c(x)) + m.d(x), n=nn.GroupNorm(4, 16), c=conv(16, 16), d=conv(16, 16, 1))),
+    "norm_and_layer_scale": _between(lambda m, x: m.n(x) * m.s, n=nn.GroupNorm(4, 16), s=scale(16, 1, 1)),
     "layer_norm": _between(lambda m, x: channels_last(m.n, x), n=nn.LayerNorm(16)),
     "group_norm": _between(lambda m, x: m.n(x), n=nn.GroupNorm(4, 16)),
     "instance_norm_with_statistics": (

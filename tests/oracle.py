@@ -64,7 +64,7 @@ def channels_of(name: str) -> Channels:
 def zeroed(model: nn.Module, plan: ChannelPlan) -> nn.Module:
     """The reference: a copy of ``model`` whose layers read nothing from the channels that ``plan`` drops."""
     reference = copy.deepcopy(model)
-    for name, module in reference.named_modules():
+    for name, module in reference.named_modules(remove_duplicate=False):
         weight = getattr(module, "weight", None)
         if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or not isinstance(weight, nn.Parameter):
             continue

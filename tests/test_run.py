@@ -76,6 +76,15 @@ def test_what_is_told_of_the_file_is_true_of_the_file(finished: pj.Result) -> No
     assert data["left_in_float"] == {"onnxruntime": [], "openvino": []}
 
 
+def test_measurements_are_those_of_the_result(finished: pj.Result) -> None:
+    before, after = (finished.measurements[net] for net in ("original fp32", "compressed"))
+    assert after["bytes"].value == (finished.folder / "net.onnx").stat().st_size < before["bytes"].value
+    assert before["top1"].samples == 64
+    row = next(r for r in finished.data["latency"] if (r["runtime"], r["batch"], r["net"]) == ("openvino", 4, "compressed"))
+    assert after["latency, batch 4, openvino"].value == row["median"]
+    assert after.keys() == before.keys()
+
+
 def test_plan_and_weights_rebuild_the_network(finished: pj.Result) -> None:
     small = pj.prune_channels(network(), finished.plan, torch.randn(1, 1, 8, 8))
     tensors, _ = read_tensors(finished.folder / "weights.safetensors")

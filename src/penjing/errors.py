@@ -51,3 +51,8 @@ class BudgetError(PenjingError):
 
 class RecipeError(PenjingError):
     """A setting is unknown or out of range, or a name leads nowhere."""
+
+
+def first_line(error: Exception) -> str:
+    """What someone else's error says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as f:
             names = list(f.keys())
             return {name: f.get_tensor(name) for name in names}, json.loads((f.metadata() or {}).get("about", "{}"))
-    except (OSError, SafetensorError) as e:
+    except (OSError, SafetensorError, json.JSONDecodeError) as e:
         raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file") from e
 
 

@@ -1,6 +1,7 @@
 """What was decided, as plain frozen data: it can be printed, saved, replayed and tested without the model."""
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class ChannelPlan:
         """
         try:
             keep = {
-                str(name): {int(d): tuple(int(i) for i in index) for d, index in dims.items()}
+                str(name): {int(d): tuple(operator.index(i) for i in index) for d, index in dims.items()}
                 for name, dims in value["keep"].items()
             }
         except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -42,6 +42,20 @@ class Result:
         """Whether the budget held on the confirm split."""
         return bool(self.data["verdict"]["holds"])
 
+    @property
+    def measurements(self) -> dict[str, dict[str, Measurement]]:
+        """``{network: {what: measurement}}``: the metric, parameters, macs, bytes and latencies, before and after."""
+        a, size = self.data["accuracy"], self.data["size"]
+        exact = {k: [Measurement.exact(v, k) for v in pair] for k, pair in size.items()}
+        scores = [Measurement(a[k], a["metric"], a[k], a[k], a["samples"], "confirm split") for k in ("before", "after")]
+        table: dict[str, dict[str, Measurement]] = {
+            net: {a["metric"]: scores[i], **{k: pair[i] for k, pair in exact.items()}} for i, net in enumerate((FP32, SMALL))
+        }
+        for r in self.data["latency"]:
+            m = Measurement(r["median"], r["unit"], r["low"], r["high"], r["samples"], r["where"])
+            table.setdefault(r["net"], {})[f"latency, batch {r['batch']}, {r['runtime']}"] = m
+        return table
+
     def __str__(self) -> str:
         return str(self.data["verdict"]["sentence"])
 

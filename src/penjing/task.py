@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.errors import DataError
+from penjing.errors import DataError, first_line
 
 Inputs = Tensor | tuple[Tensor, ...]
 Batch = tuple[Inputs, Any]
@@ -64,16 +64,17 @@ def first_batch(batches: Batches, name: str) -> Batch:
     Raises:
         DataError: The split is empty or does not yield ``(inputs, target)``.
     """
+    if not isinstance(batches, Iterable):
+        raise DataError(f"task.{name} is {type(batches).__name__}; give something that yields (inputs, target) pairs")
     batch = next(iter(batches), None)
     if batch is None:
         raise DataError(f"task.{name} is empty: it yields no batch; give at least one (inputs, target) pair")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise DataError(f"task.{name} yields {type(batch).__name__}, not an (inputs, target) pair")
     inputs, target = batch
-    inputs = inputs if isinstance(inputs, Tensor) else tuple(inputs)
-    if not all(isinstance(x, Tensor) for x in as_tuple(inputs)):
+    if not isinstance(inputs, Tensor | tuple | list) or not all(isinstance(x, Tensor) for x in as_tuple(inputs)):
         raise DataError(f"task.{name} yields inputs of type {type(inputs).__name__}; give a tensor or a tuple of tensors")
-    return inputs, target
+    return inputs if isinstance(inputs, Tensor) else tuple(inputs), target
 
 
 def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
@@ -85,7 +86,7 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
     Raises:
         DataError: A split is empty, or the network does not take what it yields.
     """
-    was_training = model.training
+    modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
         for name in ("train", "search", "confirm"):
@@ -95,12 +96,14 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
                 with torch.no_grad():
                     output = model(*as_tuple(inputs))
             except Exception as e:  # whatever the user's forward raises, the cause is the shape it was given
-                reason = str(e).strip().splitlines()[0]
-                raise DataError(f"the model does not take what task.{name} yields, inputs of shape {shapes}: {reason}") from e
+                raise DataError(
+                    f"the model does not take what task.{name} yields, inputs of shape {shapes}: {first_line(e)}"
+                ) from e
             if name == "train":
                 _check_loss(task.loss, output, target)
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     return as_tuple(first_batch(task.search, "search")[0])
 
 
@@ -108,6 +111,9 @@ def _check_loss(loss: Loss, output: Any, target: Any) -> None:
     try:
         value = loss(output, target)
     except Exception as e:
-        raise DataError(f"task.loss does not take the model's output and task.train's target: {str(e).splitlines()[0]}") from e
+        raise DataError(f"task.loss does not take the model's output and task.train's target: {first_line(e)}") from e
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise DataError(f"task.loss gives {got}, not a scalar tensor; take the mean over the samples")
     if not torch.isfinite(value).all():
         raise DataError(f"task.loss is {value.item()} on the first batch of task.train; check for NaN in data and targets")

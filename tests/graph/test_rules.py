@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from penjing.graph.rules import RULES
-from penjing.graph.walk import NONE, Ledger, Walk, Weight, narrow, tidy
+from penjing.graph.walk import INPUT, NONE, Ledger, Walk, Weight, narrow, tidy
 
 aten = torch.ops.aten
 N, C, H, W = 2, 12, 4, 6
@@ -197,30 +197,49 @@ def test_picking_and_padding_is_free_along_positions_only(
         assert frozen(ledger) == set(range(C)) or kinds(ledger, x) < C
 
 
-@given(st.data())
-def test_labels_that_meet_in_an_element_are_joined(data: st.DataObject) -> None:
-    shape = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    sides = []
-    for first in (0, 10):
-        cut = [1 if data.draw(st.booleans()) else n for n in shape][data.draw(st.integers(0, len(shape) - 1)) :]
-        sides.append(
-            torch.tensor(data.draw(st.lists(st.integers(first, first + 3), min_size=1, max_size=1))).expand(cut).clone()
-        )
-        sides[-1].view(-1).copy_(torch.tensor([data.draw(st.integers(first, first + 3)) for _ in range(sides[-1].numel())]))
-    out = tuple(torch.broadcast_shapes(*(s.shape for s in sides)))
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(0, 10**6))
+def test_labels_that_meet_in_an_element_are_joined(shape: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randint(first, first + 4, shape, generator=generator) for first in (0, 10))
     found, expected = Ledger(count=20), Ledger(count=20)
-    labels = ruled(found, aten.add.Tensor, out, *sides)
-    expected.join(*(s.expand(out) for s in sides), "add")
-    everything = torch.arange(20)
-    assert torch.equal(joined(found, everything), joined(expected, everything))
-    assert torch.equal(joined(found, labels), joined(expected, sides[0].expand(out)))
+    labels = ruled(found, aten.add.Tensor, tuple(shape), a, b)
+    expected.join(a, b, "add")
+    assert torch.equal(joined(found, torch.arange(20)), joined(expected, torch.arange(20)))
+    assert torch.equal(joined(found, labels), joined(expected, a))
 
 
-def test_a_value_of_fixed_size_freezes_what_it_meets() -> None:
+def test_a_gate_of_every_channel_is_joined_with_it() -> None:
+    for gate, dim in (((N, C, 1, 1), 1), ((C, 1, 1), 0), ((1, C, H, W), 1)):
+        ledger = Ledger()
+        x, g = channels(ledger, N, C, H, W, name="x"), channels(ledger, *gate, dim=dim, name="g")
+        out = ruled(ledger, aten.mul.Tensor, (N, C, H, W), g, x)
+        assert torch.equal(joined(ledger, torch.arange(C)), joined(ledger, torch.arange(C, 2 * C)))
+        assert kinds(ledger, out) == C
+        assert not frozen(ledger)
+
+
+def test_a_gate_of_all_channels_stays() -> None:
+    """One channel that weighs all the others: if it could be cut, nothing would be left of it."""
+    ledger = Ledger()
+    x, gate = channels(ledger, N, C, H, W, name="x"), channels(ledger, N, 1, H, W, name="gate")
+    ruled(ledger, aten.mul.Tensor, (N, C, H, W), x, gate)
+    assert C in frozen(ledger) or kinds(ledger, torch.arange(C + 1)) == 1
+
+
+@pytest.mark.parametrize("known_first", [True, False])
+def test_a_value_without_labels_freezes_whichever_comes_first(known_first: bool) -> None:
+    ledger = Ledger()
+    x, other = channels(ledger, N, C, H, W), torch.full((), NONE).expand(N, C, H, W)
+    ruled(ledger, aten.add.Tensor, (N, C, H, W), *((x, other) if known_first else (other, x)))
+    assert frozen(ledger) == set(range(C))
+
+
+@pytest.mark.parametrize("label", [NONE, INPUT])
+def test_a_value_of_fixed_size_freezes_what_it_meets(label: int) -> None:
     for size, free in (((N, C, H, W), False), ((C, 1, 1), False), ((N, 1, H, W), True), ((1,), True), ((), True)):
         ledger = Ledger()
         x = channels(ledger, N, C, H, W)
-        ruled(ledger, aten.mul.Tensor, (N, C, H, W), x, torch.full(size, NONE))
+        ruled(ledger, aten.mul.Tensor, (N, C, H, W), x, torch.full(size, label))
         assert frozen(ledger) == (set() if free else set(range(C)))
 
 

@@ -1,13 +1,15 @@
 import copy
+import random
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import PenjingError, PlanError
+from penjing.graph import capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune import plan_channels, prune_channels
-from tests.nets import AWKWARD, CUTTABLE, IMAGE, SHAPES, UNWILLING, Make, TwoNames, conv
+from tests.nets import AWKWARD, CUTTABLE, IMAGE, SHAPES, STEPS, UNWILLING, Make, TwoNames, chain, conv
 from tests.oracle import channels_of, chosen, difference, inputs, randomized, shifted, zeroed
 
 # Those that compute in one precision whatever they are given, and how far two of their outputs may be apart.
@@ -41,6 +43,16 @@ def test_what_is_hard_to_follow_is_cut_rightly_or_left_whole(name: str) -> None:
     plan = chosen(channels_of(name))
     found, expected, others = outputs(name, AWKWARD[name], plan)
     assert difference(found, expected) < IN_THEIR_OWN_PRECISION.get(name, 1e-9)
+    assert difference(others, expected) > 1e-4 or not plan.keep
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_networks_put_together_by_lot_are_cut_rightly(seed: int) -> None:
+    steps = random.Random(seed).choices(sorted(STEPS), k=6)
+    make = chain(*steps)
+    plan = chosen(find_channels(capture(make(), inputs(IMAGE))), 0.4, seed=seed)
+    found, expected, others = outputs("chain", make, plan)
+    assert difference(found, expected) < 1e-9, steps
     assert difference(others, expected) > 1e-4 or not plan.keep
 
 

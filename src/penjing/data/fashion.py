@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def _idx(root: Path, name: str, ndim: int) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         magic, *shape = struct.unpack_from(f">{ndim + 1}I", raw)
-    except (OSError, EOFError, struct.error) as e:
+    except (OSError, EOFError, zlib.error, struct.error) as e:
         raise DataError(f"{path} is damaged ({e}); fetch Fashion-MNIST again") from e
     body = np.frombuffer(raw, np.uint8, offset=4 * (ndim + 1))
     if magic != 0x800 + ndim or body.size != np.prod(shape):

@@ -49,6 +49,10 @@ class ImageBatches:
     seed: int = 0
     epoch: int = 0
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise DataError(f"batch_size is {self.batch_size}; give at least 1")
+
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 

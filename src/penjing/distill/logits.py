@@ -57,6 +57,8 @@ def with_labels(loss: Callable[[Any, Any], Tensor]) -> TeacherLoss:
 
 def weighted(*terms: tuple[float, TeacherLoss]) -> TeacherLoss:
     """The sum of ``weight * loss`` over the terms."""
+    if not terms:
+        raise RecipeError("weighted has no terms; give at least one (weight, loss) pair")
 
     def loss(output: Any, taught: Any, target: Any) -> Tensor:
         first, *rest = (weight * term(output, taught, target) for weight, term in terms)

@@ -1,16 +1,20 @@
 """Read what a model computes, with ``torch.export``. The graph is a reading: the model is left alone."""
 
 import copy
+import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import TreeSpec
 
-from penjing.errors import ModelError
+from penjing.errors import ModelError, first_line
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Graph:
         module: Functional ``aten`` operations in order, as a trainable module with the model's parameter names.
         example: The inputs it was read with; a batch of 1 may have become one of 2, since torch takes a size of 1 as fixed.
         dynamic: Whether any batch size will do.
+        constants: Tensors in ``module`` that are neither parameters nor buffers of the model.
     """
 
     module: fx.GraphModule
     example: tuple[Tensor, ...]
     dynamic: bool
+    constants: frozenset[str] = frozenset()
 
 
 def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -34,7 +40,7 @@ def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     Raises:
         ModelError: It is something else.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, Sequence) else ()
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise ModelError(f"example is {type(example).__name__}; give a tensor or a tuple of tensors, as the model takes them")
     return inputs
@@ -59,10 +65,13 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
         ModelError: ``torch.export`` cannot read it.
     """
     inputs = as_inputs(example)
-    still = copy.deepcopy(model).eval()
+    try:
+        still = copy.deepcopy(model).eval()
+    except Exception as e:  # deepcopy raises whatever the parts of the model raise
+        raise ModelError(f"{type(model).__name__} cannot be copied: {first_line(e)}") from e
     try:
         graph = _read(still, free_batch(inputs))
-        if graph.dynamic:
+        if graph.dynamic or free_batch(inputs) is inputs:
             return graph
     except ModelError:
         if free_batch(inputs) is inputs:
@@ -80,29 +89,36 @@ def free_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def takes_any_batch(module: fx.GraphModule) -> bool:
     """Whether a captured graph was read with a free batch size."""
     value = next(n for n in module.graph.nodes if n.op == "placeholder").meta["val"]
-    return isinstance(value, Tensor) and value.ndim > 0 and isinstance(value.shape[0], torch.SymInt)
+    return isinstance(value, Tensor) and value.ndim > 0 and not is_concrete_int(value.shape[0])
 
 
 def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     batch = inputs[0].shape[0] if inputs[0].ndim else None
     dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
     try:
-        with torch.no_grad(), _without_torchs_own_warnings():
-            program = torch.export.export(still, inputs, dynamic_shapes=(dims,) if _variadic(still) else dims, strict=False)
+        with torch.no_grad(), _without_torchs_own_noise():
+            program = torch.export.export(still, inputs, dynamic_shapes=_nested(still, dims), strict=False)
             module = _plain(program.run_decompositions({}).module(check_guards=False))
     except Exception as e:  # torch.export raises many types; the reason is in its first line
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         shapes = [tuple(x.shape) for x in inputs]
-        raise ModelError(f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {reason}") from e
-    return Graph(module, inputs, takes_any_batch(module))
+        raise ModelError(f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {first_line(e)}") from e
+    own = {name for held in (still.named_parameters, still.named_buffers) for name, _ in held(remove_duplicate=False)}
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own))
 
 
 @contextmanager
-def _without_torchs_own_warnings() -> Iterator[None]:
-    """torch.export copies objects that torch itself has deprecated; nobody who calls us can do anything about it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated", category=FutureWarning)
-        yield
+def _without_torchs_own_noise() -> Iterator[None]:
+    """Silence what nobody who calls us can mend or needs: a deprecation inside torch, and tracebacks of what we raise anyway."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
@@ -123,6 +139,10 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     return plain
 
 
-def _variadic(model: nn.Module) -> bool:
-    """Whether ``forward`` takes ``*inputs``: torch wants their dynamic shapes nested one level deeper."""
-    return bool(model.forward.__code__.co_flags & 0x04) if hasattr(model.forward, "__code__") else False
+def _nested(model: nn.Module, dims: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The dynamic shapes as torch wants them: those that ``forward`` takes as ``*inputs`` nested one level deeper."""
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return dims
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*dims[:named], dims[named:])

@@ -1,7 +1,7 @@
 """From labels to groups: the channels that live or die together, and what keeps the others from being cut."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from penjing.graph.capture import Graph
 from penjing.graph.rules import RULES
-from penjing.graph.walk import INPUT, Ledger, Walk
+from penjing.graph.walk import INPUT, Ledger, Walk, unlabelled
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Group:
     """Channels that are cut from the same places: any of them may go, and takes its indices on every axis with it."""
 
     axes: tuple[Axis, ...]
+    part: int = 0  # which of the groups whose first parameter is the same
 
     @property
     def channels(self) -> int:
@@ -38,8 +39,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The first parameter of the group, in the order the model computes."""
-        return self.axes[0].name
+        """The first parameter of the group, in the order the model computes; groups that share it are numbered."""
+        return f"{self.axes[0].name}[{self.part}]" if self.part else self.axes[0].name
+
+    @property
+    def places(self) -> tuple[tuple[str, int, int], ...]:
+        """Where a channel is cut from, and how many indices it holds there: the same before and after a cut."""
+        return tuple((a.name, a.dim, a.index.shape[1]) for a in self.axes)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ Criterion = Callable[[Group, Mapping[str, Tensor]], Tensor]  # -> shape (channel
 def find_channels(graph: Graph) -> Channels:
     """Label every channel, walk the graph, and gather what was joined."""
     ledger = Ledger()
-    walk = Walk(graph.module, RULES, ledger)
-    walk.run(*(torch.full((1,), INPUT).expand(x.shape) for x in graph.example))
+    walk = Walk(graph.module, RULES, ledger, graph.constants)
+    walk.run(*(unlabelled(x.shape, INPUT) for x in graph.example))
     component = _components(ledger)
     reasons = {int(component[i]): why for labels, why in reversed(ledger.frozen) for i in labels.tolist()}
     places = _places(ledger, component)
@@ -75,10 +81,21 @@ def find_channels(graph: Graph) -> Channels:
     for c, members in sorted(places.items()):
         if c not in reasons:
             families[tuple(sorted((name, dim, len(index)) for (name, dim), index in members.items()))].append(c)
-    groups = [_group(family, places, order) for family in families.values()]
+    groups = _numbered(_group(family, places, order) for family in families.values())
     fixed = {place: reasons[c] for c, members in places.items() if c in reasons for place in members}
-    groups.sort(key=lambda g: min(order[a.name] for a in g.axes))
+    groups.sort(key=lambda g: (order[g.axes[0].name], int(g.axes[0].index[0, 0])))
     return Channels(tuple(groups), fixed, frozenset(ledger.reads), ledger.shapes)
+
+
+def _numbered(groups: Iterable[Group]) -> list[Group]:
+    """Tell apart the groups that begin with the same parameter, in an order that no cut changes."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for group in sorted(groups, key=lambda g: g.places):
+        first = group.axes[0].name
+        numbered.append(Group(group.axes, seen[first]))
+        seen[first] += 1
+    return numbered
 
 
 def _components(ledger: Ledger) -> np.ndarray:

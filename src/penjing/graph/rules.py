@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from penjing.graph.walk import NONE, Labels, Ledger, Rule, Weight, narrow, out_shape, tidy
+from penjing.graph.walk import NONE, Labels, Ledger, Rule, Weight, narrow, out_shape, tidy, unlabelled
 
 aten = torch.ops.aten
 FIXED = "what it reads is fixed"
@@ -56,6 +56,24 @@ def _factors(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list
     return runs
 
 
+def shuffled(ledger: Ledger, node: fx.Node, x: Labels, groups: int) -> Labels:
+    """Channel shuffle: the blocks that it mixes keep the same channels, so that they stay equal."""
+    x = tidy(x)
+    if _varies(x, 1):
+        blocks = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+        ledger.join(blocks[:, :1].expand_as(blocks), blocks, f"{node.target} of blocks")
+    return tidy(node.target(x, groups))  # type: ignore[operator]
+
+
+def spread(ledger: Ledger, node: fx.Node, x: Labels, factor: int) -> Labels:
+    """Pixel shuffle: the channels that make one larger channel stay or go together, so that their number stays a multiple."""
+    x = tidy(x)
+    if _varies(x, 1):
+        squares = x.reshape(x.shape[0], -1, factor**2, *x.shape[2:])
+        ledger.join(squares[:, :, :1].expand_as(squares), squares, f"{node.target} into squares")
+    return tidy(node.target(x, factor))  # type: ignore[operator]
+
+
 def parted(ledger: Ledger, node: fx.Node, x: Labels | Weight, size: Any, dim: int = 0) -> list[Labels]:
     """Split: equal parts of the channels keep the same ones; parts of other sizes are written into the model and frozen."""
     x = tidy(ledger.value(x) if isinstance(x, Weight) else x)
@@ -64,7 +82,7 @@ def parted(ledger: Ledger, node: fx.Node, x: Labels | Weight, size: Any, dim: in
         return parts
     if len({p.shape[dim] for p in parts}) > 1:
         ledger.freeze(x, f"{node.target} into parts of different sizes")
-        return [torch.full((1,), NONE).expand(p.shape) for p in parts]
+        return [unlabelled(p.shape) for p in parts]
     for p in parts[1:]:
         ledger.join(parts[0].contiguous(), p.contiguous(), f"{node.target} into parts")
     return [parts[0] for _ in parts]
@@ -75,8 +93,26 @@ def picked(ledger: Ledger, node: fx.Node, x: Labels | Weight, dim: int = 0, *arg
     x = tidy(ledger.value(x) if isinstance(x, Weight) else x)
     if _varies(x, dim % x.ndim) and out_shape(node) != tuple(x.shape):
         ledger.freeze(x, f"{node.target} of the channels")
-        return torch.full((1,), NONE).expand(out_shape(node))
+        return unlabelled(out_shape(node))
     return tidy(node.target(x, dim, *args, **kwargs))  # type: ignore[operator]
+
+
+def chosen(ledger: Ledger, node: fx.Node, x: Labels, dim: int, index: Weight | Labels) -> Labels:
+    """Select by a list: as ``picked``, but the list is a value too and must stay as it is."""
+    ledger.freeze_weight(index, "used as an index") if isinstance(index, Weight) else ledger.freeze(index, "used as an index")
+    if _varies(x, dim % x.ndim):
+        ledger.freeze(x, f"{node.target} of the channels")
+        return unlabelled(out_shape(node))
+    return x.narrow(dim, 0, 1).expand(out_shape(node))
+
+
+def turned(ledger: Ledger, node: fx.Node, x: Labels, *args: Any) -> Labels:
+    """Flip and roll, the dimensions last: harmless along positions, frozen along channels; ``roll`` without any flattens."""
+    dims = args[-1] if len(args) > 1 or node.target is aten.flip.default else range(x.ndim)
+    if any(_varies(x, d % x.ndim) for d in dims):
+        ledger.freeze(x, f"{node.target} of the channels")
+        return unlabelled(out_shape(node))
+    return x
 
 
 def padded(ledger: Ledger, node: fx.Node, x: Labels, pad: Sequence[int], *_: Any, **__: Any) -> Labels:
@@ -86,7 +122,7 @@ def padded(ledger: Ledger, node: fx.Node, x: Labels, pad: Sequence[int], *_: Any
         dim = x.ndim - 1 - i
         if (pad[2 * i] or pad[2 * i + 1]) and short.stride(dim) != 0 and short.shape[dim] > 1:
             ledger.freeze(x, f"{node.target} pads the channels")
-            return torch.full((1,), NONE).expand(out_shape(node))
+            return unlabelled(out_shape(node))
     return narrow(short).expand(out_shape(node))
 
 
@@ -113,6 +149,7 @@ def _meet(ledger: Ledger, out: Labels, operand: Labels, reason: str, shape: tupl
     a, b = narrow(out), narrow(operand)
     full_a, full_b = _sizes(out, len(shape)), _sizes(operand, len(shape))
     a, b = torch.broadcast_tensors(a, b)
+    a, b = _unless_spread(ledger, a, full_a, b, reason), _unless_spread(ledger, b, full_b, a, reason)
     for x, y, full_y in ((a, b, full_b), (b, a, full_a)):
         # A labelled x beside an unlabelled y may be cut only along dims that y is broadcast along.
         lone = (x >= 0) & (y < 0)
@@ -121,7 +158,15 @@ def _meet(ledger: Ledger, out: Labels, operand: Labels, reason: str, shape: tupl
     both = (a >= 0) & (b >= 0)
     if both.any():
         ledger.join(a[both], b[both], reason)
-    return torch.where(a >= 0, a, b)
+    return torch.where(a >= 0, a, b).expand([max(sizes) for sizes in zip(full_a, full_b, strict=True)])
+
+
+def _unless_spread(ledger: Ledger, x: Labels, sizes: Sequence[int], beside: Labels, reason: str) -> Labels:
+    """A single channel that all of the others meet, such as a map of attention, must stay, and says nothing about them."""
+    if not any(n == 1 and _varies(beside, d) for d, n in enumerate(sizes)) or not (x >= 0).any():
+        return x
+    ledger.freeze(x, f"{reason} with all of the channels")
+    return unlabelled(x.shape)
 
 
 def _sizes(x: Labels, ndim: int) -> list[int]:
@@ -147,7 +192,7 @@ def convolution(
     groups: int = 1,
 ) -> Labels:
     """Convolution of any rank and grouping; weight ``(O, I / groups, ...)``."""
-    if not isinstance(weight, Weight):
+    if not isinstance(weight, Weight) or len(weight.shape) != x.ndim:  # without a batch, dimension 1 is a position
         return _computed_weight(ledger, node, x, weight, bias)
     inputs = ledger.vector(x, 1, f"{node.target} slides along the channels")
     out = ledger.labels_of(weight, 0)
@@ -169,7 +214,7 @@ def transposed_convolution(
     dilation: Any = 1,  # noqa: ARG001
 ) -> Labels:
     """Transposed convolution; weight ``(I, O / groups, ...)``. Grouped ones are frozen."""
-    if not isinstance(weight, Weight) or groups != 1:
+    if not isinstance(weight, Weight) or groups != 1 or len(weight.shape) != x.ndim:
         return _computed_weight(ledger, node, x, weight, bias)
     inputs = ledger.vector(x, 1, f"{node.target} slides along the channels")
     ledger.join(inputs, ledger.labels_of(weight, 0), FIXED)
@@ -218,7 +263,7 @@ def _computed_weight(ledger: Ledger, node: fx.Node, *values: Weight | Labels | N
             ledger.freeze_weight(v, f"{node.target} has no rule for this form")
         elif v is not None:
             ledger.freeze(v, f"{node.target} has no rule for this form")
-    return torch.full((1,), NONE).expand(out_shape(node))
+    return unlabelled(out_shape(node))
 
 
 # Normalization, pooling, reduction.
@@ -241,7 +286,7 @@ def pooling(ledger: Ledger, node: fx.Node, x: Labels, *_: Any, **__: Any) -> Any
     shape = out_shape(node)
     changed = [d for d in range(x.ndim) if d >= 2 or x.shape[d] != shape[d]]
     out = _joined(ledger, x, changed, str(node.target)).expand(shape)
-    return (out, torch.full((1,), NONE).expand(shape)) if isinstance(node.meta["val"], tuple | list) else out
+    return (out, unlabelled(shape)) if isinstance(node.meta["val"], tuple | list) else out
 
 
 def reduction(ledger: Ledger, node: fx.Node, x: Labels, dim: Any = None, keepdim: bool = False, **_: Any) -> Labels:
@@ -262,7 +307,7 @@ def normalized_along(ledger: Ledger, node: fx.Node, x: Labels, dim: int, *_: Any
     """Softmax: harmless along positions; along channels every one of them changes the others."""
     if _varies(tidy(x), dim % x.ndim):
         ledger.freeze(x, f"{node.target} along the channels")
-        return torch.full((1,), NONE).expand(out_shape(node))
+        return unlabelled(out_shape(node))
     return x
 
 
@@ -285,13 +330,13 @@ def _overloads(*names: str) -> list[Any]:
 
 _STRUCTURE = _overloads(
     "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "expand_as", "cat",
-    "stack", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "clone", "contiguous", "alias", "detach", "lift_fresh_copy",
+    "stack", "pixel_unshuffle", "clone", "contiguous", "alias", "detach", "lift_fresh_copy",
 )  # fmt: skip
 _ELEMENTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
     "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf", "sin",
     "cos", "reciprocal", "clamp", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum",
-    "where", "dropout", "native_dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink",
+    "where", "dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink",
     "threshold", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor", "ceil", "round",
     "addcmul",
 )  # fmt: skip
@@ -307,7 +352,11 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(_STRUCTURE, structure),
     **dict.fromkeys([aten.view.default, aten._unsafe_view.default, aten.reshape.default], reshaped),
     **dict.fromkeys(_overloads("split", "split_with_sizes", "chunk"), parted),
-    **dict.fromkeys(_overloads("slice", "select", "narrow", "index_select", "flip", "roll"), picked),
+    **dict.fromkeys(_overloads("slice", "select", "narrow"), picked),
+    **dict.fromkeys(_overloads("index_select"), chosen),
+    **dict.fromkeys(_overloads("flip", "roll"), turned),
+    **dict.fromkeys(_overloads("channel_shuffle"), shuffled),
+    **dict.fromkeys(_overloads("pixel_shuffle"), spread),
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     **dict.fromkeys(_POOLING, pooling),
     **dict.fromkeys(_overloads("sum", "mean", "amax", "amin"), reduction),

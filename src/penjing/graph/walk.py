@@ -6,7 +6,7 @@ die together. Numbers below zero mark elements that belong to no channel. What m
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,8 @@ class Ledger:
     def vector(self, labels: Labels, dim: int, reason: str) -> Labels:
         """One label for every index of ``dim``: elements that share an index are joined. Shape ``(size,)``."""
         size = labels.shape[dim]
-        rows = narrow(labels).movedim(dim, 0).flatten(1)
+        rows = narrow(labels).movedim(dim, 0)
+        rows = rows.reshape(rows.shape[0], -1)
         if rows.shape[1] > 1:
             rows = rows.sort(dim=1, descending=True).values  # NONE goes last
             self.join(rows[:, :1].expand_as(rows), rows, reason)
@@ -78,7 +79,7 @@ class Ledger:
         long = [d for d, n in enumerate(weight.shape) if n > 1]
         if len(long) != 1:
             self.freeze_weight(weight, "used as a value with several dimensions")
-            return torch.full(weight.shape, NONE)
+            return unlabelled(weight.shape)
         shape = [1] * len(weight.shape)
         shape[long[0]] = -1
         return self.labels_of(weight, long[0]).view(shape)
@@ -90,19 +91,28 @@ class Ledger:
 
 
 class Walk(fx.Interpreter):
-    """Run the graph on labels: ``rules`` says for each operation what comes out; what it does not know, freezes."""
+    """Run the graph on labels: ``rules`` says for each operation what comes out; what it does not know, freezes.
 
-    def __init__(self, module: fx.GraphModule, rules: dict[Any, Rule], ledger: Ledger) -> None:
+    ``constants`` are the tensors of the graph that the model does not own: nothing can be cut from them.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, rules: dict[Any, Rule], ledger: Ledger, constants: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(module)
-        self.rules, self.ledger = rules, ledger
+        self.rules, self.ledger, self.constants = rules, ledger, constants
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Weight:  # noqa: ARG002 - fx's signature
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - fx's signature
         value = operator.attrgetter(target)(self.module)
-        return Weight(str(target), tuple(value.shape))
+        if not isinstance(value, Tensor):  # a part of the graph that runs in a mode of its own
+            return value
+        return unlabelled(value.shape) if target in self.constants else Weight(str(target), tuple(value.shape))
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op in ("placeholder", "get_attr"):
             return super().run_node(n)
+        if n.op == "call_function" and not n.users:  # an assertion: what nobody reads decides nothing
+            return None
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         labelled: list[Labels | Weight] = []
         fx.node.map_aggregate((args, kwargs), lambda a: labelled.append(a) if isinstance(a, Tensor | Weight) else None)
@@ -114,12 +124,16 @@ class Walk(fx.Interpreter):
                     self.ledger.freeze_weight(x, "model output")
             return args[0]
         about_sizes = isinstance(n.meta.get("val"), torch.SymInt | torch.SymBool | int)
-        if n.target is operator.getitem or not labelled or about_sizes:
+        if n.target is operator.getitem or about_sizes:
             return n.target(*args, **kwargs)  # type: ignore[operator]
+        if not labelled:  # a number, or a constant made on the spot: its values are no labels
+            return fx.node.map_aggregate(n.target(*args, **kwargs), _unlabelled)  # type: ignore[operator]
         rule = self.rules.get(n.target)
-        if rule is not None:
-            return rule(self.ledger, n, *args, **kwargs)
-        return self._unknown(n, labelled)
+        if rule is None:
+            return self._unknown(n, labelled)
+        if isinstance(args[0], Weight):
+            args = (self.ledger.value(args[0]), *args[1:])
+        return rule(self.ledger, n, *args, **kwargs)
 
     def _unknown(self, node: fx.Node, labelled: list[Labels | Weight]) -> Any:
         for x in labelled:
@@ -131,7 +145,12 @@ class Walk(fx.Interpreter):
 
 
 def _unlabelled(value: Any) -> Any:
-    return torch.full((1,), NONE).expand(shape_of(value)) if isinstance(value, Tensor) else value
+    return unlabelled(shape_of(value)) if isinstance(value, Tensor) else value
+
+
+def unlabelled(shape: Sequence[int], label: int = NONE) -> Labels:
+    """Labels of a value without channels."""
+    return torch.full((), label).expand(tuple(shape))
 
 
 def shape_of(value: Tensor) -> tuple[int, ...]:

@@ -68,8 +68,11 @@ def _check_fit(model: nn.Module, plan: ChannelPlan) -> None:
             raise PlanError(f"the plan cuts {name}, which the model does not have; it was made for another model")
         shape = tuple(tensors[name].shape)
         for dim, index in dims.items():
-            if not index or dim >= len(shape) or max(index) >= shape[dim] or min(index) < 0:
-                raise PlanError(f"the plan keeps indices of dim {dim} of {name} that its shape {shape} does not have")
+            fits = 0 <= dim < len(shape) and index and min(index) >= 0 and max(index) < shape[dim]
+            if not fits or len(set(index)) < len(index):
+                raise PlanError(
+                    f"the plan keeps indices of dim {dim} of {name} that its shape {shape} does not have, none, or one twice"
+                )
 
 
 def _selected(old: Tensor, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
@@ -83,6 +86,8 @@ def _selected(old: Tensor, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
 def _match_attributes(module: nn.Module) -> None:
     """Make the sizes that a layer remembers those that its weight now has."""
     weight = getattr(module, "weight", None)
+    if weight is None and isinstance(module, nn.modules.batchnorm._NormBase):
+        weight = module.running_mean  # a norm without scale and shift
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvTransposeNd):

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from penjing.errors import DataError, RecipeError, TrainingError
 from penjing.files import read_tensors, write_tensors
 from penjing.progress import Progress, silent
 from penjing.task import Task, as_tuple
+from penjing.train.mixing import mixed
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +32,22 @@ class Training:
     warmup: float = 0.1  # share of all steps
     precision: str = "auto"  # "32-true", "bf16-mixed" (Lightning Fabric's names), or bf16 where the device computes in it
     clip: float = 5.0  # largest norm of the whole gradient
+    mixup: float = 0.0  # the most of another sample that is mixed into each
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("lr", 0, 100), ("momentum", 0, 1), ("weight_decay", 0, 1), ("warmup", 0, 1), ("clip", 0, 1e9)):
+        for name, low, high in (
+            ("lr", 0, 100),
+            ("momentum", 0, 1),
+            ("weight_decay", 0, 1),
+            ("warmup", 0, 1),
+            ("clip", 0, 1e9),
+            ("mixup", 0, 1),
+        ):
             if not low <= getattr(self, name) < high:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; give a number from {low} up to {high}")
+        if self.precision not in PRECISIONS:
+            raise RecipeError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,10 @@ def _one_epoch(
     set_epoch = getattr(task.train, "set_epoch", None)
     if set_epoch:
         set_epoch(epoch)
-    total, began, lr = 0.0, time.perf_counter(), 0.0
+    generator = getattr(task.train, "generator", None)
+    if isinstance(generator, torch.Generator):  # a DataLoader's own
+        generator.manual_seed(run.settings.seed * 1_000_003 + epoch)
+    total, began, lr, i = 0.0, time.perf_counter(), 0.0, -1
     for i, (inputs, target) in enumerate(task.train):
         lr = run.settings.lr * warmup_cosine(epoch * steps + i, epochs * steps, run.settings.warmup)
         value = run.step(as_tuple(inputs), target, task, loss, lr)
@@ -122,12 +138,20 @@ def _one_epoch(
             )
         total += value
         advance(f"epoch {epoch + 1}/{epochs}  loss {total / (i + 1):.4f}")
+    if i + 1 != steps:
+        raise DataError(f"task.train yielded {i + 1} batches in epoch {epoch + 1}, not {steps} as it said; {_FRESH}")
     return Epoch(epoch + 1, total / steps, lr, time.perf_counter() - began)
+
+
+_FRESH = "it must give a fresh iterator of one length every time, as a list or a DataLoader does"
 
 
 def _length(task: Task) -> int:
     """Batches in an epoch; a loader without ``len`` is walked once to count."""
-    n = len(task.train) if isinstance(task.train, Sized) else sum(1 for _ in task.train)
+    try:
+        n = len(task.train)  # type: ignore[arg-type]
+    except TypeError:  # among them a DataLoader of a stream, which has ``__len__`` but no length
+        n = sum(1 for _ in task.train)
     if n == 0:
         raise DataError("task.train is empty: it yields no batch; give at least one (inputs, target) pair")
     return n
@@ -145,13 +169,21 @@ def _fabric(precision: str) -> Any:
         logger.setLevel(level)
 
 
+def _channels_last(model: nn.Module) -> nn.Module:
+    """The memory format in which two-dimensional convolutions are fastest; torch has none for one dimension."""
+    for p in model.parameters():
+        if p.ndim == 4:
+            p.data = p.data.to(memory_format=torch.channels_last)
+    return model
+
+
 class _Run:
     """Model, teacher and optimizer, set up on the device; all that a checkpoint must hold."""
 
     def __init__(self, model: nn.Module, teacher: nn.Module | None, settings: Training) -> None:
         self.settings = settings
         self.fabric = _fabric(settings.precision if settings.precision != "auto" else native_precision())
-        self.model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = _channels_last(copy.deepcopy(model).train())
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             [
@@ -165,11 +197,13 @@ class _Run:
         self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
         self.teacher = None
         if teacher is not None:
-            frozen = copy.deepcopy(teacher).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.teacher = self.fabric.setup_module(frozen)
+            frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
+            self.teacher = self.fabric.setup_module(_channels_last(frozen))
 
     def step(self, inputs: tuple[Tensor, ...], target: Any, task: Task, loss: TeacherLoss | None, lr: float) -> float:
         inputs, target = self.fabric.to_device((inputs, target))
+        if self.settings.mixup:
+            inputs, target = mixed(inputs, target, self.settings.mixup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         output = self.student(*inputs)
@@ -188,26 +222,38 @@ class _Run:
         return item
 
     def finished(self) -> nn.Module:
-        model: nn.Module = self.model.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        model: nn.Module = self.model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         return model
 
     def save(self, path: Path, epochs: int, history: list[Epoch]) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for i, p in enumerate(self._ordered()):
             tensors[f"momentum.{i}"] = self.optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
-        about = {"settings": asdict(self.settings), "epochs": epochs, "history": [asdict(e) for e in history]}
+        about = {
+            "settings": asdict(self.settings),
+            "epochs": epochs,
+            "model": self._shapes(),
+            "history": [asdict(e) for e in history],
+        }
         write_tensors(path, tensors, about)
 
     def resume(self, path: Path, epochs: int) -> list[Epoch]:
         tensors, about = read_tensors(path)
-        mine = {"settings": asdict(self.settings), "epochs": epochs}
+        mine = {"settings": asdict(self.settings), "epochs": epochs, "model": self._shapes()}
         theirs = {k: about.get(k) for k in mine}
         if mine != theirs:
-            raise TrainingError(f"{path} belongs to another run ({theirs}, not {mine}); delete it or choose another place")
+            differ = [k for k in mine if mine[k] != theirs[k]]
+            raise TrainingError(
+                f"{path} belongs to another run, with other {' and '.join(differ)}; delete it or choose another place"
+            )
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for i, p in enumerate(self._ordered()):
             self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p.device)
         return [Epoch(**e) for e in about["history"]]
+
+    def _shapes(self) -> dict[str, Any]:
+        held = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        return {"shapes": held, "trained": [name for name, p in self.model.named_parameters() if p.requires_grad]}
 
     def _ordered(self) -> Iterator[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])

@@ -1,0 +1,449 @@
+import copy
+import itertools
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from penjing.distill import kl
+from penjing.errors import DataError, PenjingError, RecipeError, TrainingError
+from penjing.task import Batches, Score, Task
+from penjing.train import Epoch, Training, fit
+from penjing.train.fit import warmup_cosine
+
+SETTINGS = Training(precision="32-true", lr=0.1)
+ROOT = Path(__file__).parents[2]
+
+
+def data(n: int = 24) -> tuple[Tensor, Tensor]:
+    """Images whose class is the channel that is brightest."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 3, (n,), generator=generator)
+    return torch.randn(n, 3, 6, 6, generator=generator) + 2 * F.one_hot(y, 3)[:, :, None, None], y
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    return list(zip(*(part.split(8) for part in data()), strict=True))
+
+
+def shuffling() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*data()), batch_size=8, shuffle=True)
+
+
+def task(train: Batches | None = None, loss: Callable[[Any, Any], Tensor] = F.cross_entropy) -> Task:
+    return Task(
+        train=batches() if train is None else train,
+        search=[],
+        confirm=[],
+        metric=lambda _run, _batches: Score(0, 0, None),
+        loss=loss,
+    )
+
+
+def network() -> nn.Sequential:
+    """With all that could make two runs differ: dropout, running statistics, and weights that have a memory format."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3),
+        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(m == n and torch.equal(v, w) for (m, v), (n, w) in pairs)
+
+
+class Interrupted(Exception):
+    """What stops a run from outside."""
+
+
+def after(epoch: int) -> Callable[[Epoch], None]:
+    def stop(e: Epoch) -> None:
+        if e.epoch == epoch:
+            raise Interrupted
+
+    return stop
+
+
+def test_the_loss_goes_down_and_the_argument_is_left_alone() -> None:
+    model = network().train()
+    model[1].eval()
+    before = copy.deepcopy(model)
+    seen: list[Epoch] = []
+    trained = fit(model, task(), epochs=6, settings=SETTINGS, on_epoch=seen.append)
+    assert [e.epoch for e in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[-1].loss < 0.7 * seen[0].loss
+    assert not trained.training
+    assert not same(trained, model)
+    assert same(model, before)
+    assert {n: m.training for n, m in model.named_modules()} == {n: m.training for n, m in before.named_modules()}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_is_handed_back_is_an_ordinary_model() -> None:
+    model = network()
+    trained = fit(model, task(), epochs=1, settings=SETTINGS)
+    assert type(trained) is type(model)
+    assert trained.state_dict().keys() == model.state_dict().keys()
+    assert all(v.is_contiguous() and v.device.type == "cpu" for v in trained.state_dict().values())
+    assert same(copy.deepcopy(trained), trained)
+
+
+def test_training_draws_nothing_from_the_global_generator() -> None:
+    model, before = network(), torch.get_rng_state()
+    fit(model, task(shuffling()), epochs=2, settings=SETTINGS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_chance_follows_from_the_seed_alone() -> None:
+    a = fit(network(), task(shuffling()), epochs=2, settings=SETTINGS)
+    model = network()
+    torch.rand(5)
+    assert same(a, fit(model, task(shuffling()), epochs=2, settings=SETTINGS))
+    other = Training(precision="32-true", lr=0.1, seed=1)
+    assert not same(a, fit(network(), task(shuffling()), epochs=2, settings=other))
+
+
+def test_a_teacher_is_followed_and_left_alone() -> None:
+    teacher = fit(network(), task(), epochs=12, settings=SETTINGS).train()
+    before = copy.deepcopy(teacher)
+    seen: list[Epoch] = []
+    noise = [(x, torch.zeros(len(x), dtype=torch.int64)) for x, _ in batches()]  # labels that teach nothing
+    pupil = fit(network(), task(noise), epochs=12, teacher=teacher, loss=kl(2.0), settings=SETTINGS, on_epoch=seen.append)
+    assert seen[-1].loss < 0.7 * seen[0].loss
+    assert same(teacher, before)
+    assert teacher.training
+    x, _ = data()
+    assert (pupil(x).argmax(1) == teacher.eval()(x).argmax(1)).float().mean() > 0.8
+
+
+def test_teacher_and_loss_come_together() -> None:
+    for alone in ({"teacher": network()}, {"loss": kl()}):
+        with pytest.raises(RecipeError, match="together"):
+            fit(network(), task(), epochs=1, **alone)
+
+
+@pytest.mark.parametrize("train", [batches, shuffling])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, train: Callable[[], Batches]) -> None:
+    whole: list[Epoch] = []
+    expected = fit(network(), task(train()), epochs=4, settings=SETTINGS, on_epoch=whole.append)
+    checkpoint = tmp_path / "new" / "run.safetensors"
+    with pytest.raises(Interrupted):
+        fit(network(), task(train()), epochs=4, settings=SETTINGS, checkpoint=checkpoint, on_epoch=after(2))
+    rest: list[Epoch] = []
+    found = fit(network(), task(train()), epochs=4, settings=SETTINGS, checkpoint=checkpoint, on_epoch=rest.append)
+    assert same(found, expected)
+    assert [(e.epoch, e.loss, e.lr) for e in rest] == [(e.epoch, e.loss, e.lr) for e in whole]
+
+
+def test_a_run_with_a_teacher_can_be_interrupted(tmp_path: Path) -> None:
+    def run(**more: Any) -> nn.Module:
+        torch.manual_seed(2)
+        teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 36, 3))
+        return fit(network(), task(), epochs=3, teacher=teacher, loss=kl(), settings=SETTINGS, **more)
+
+    with pytest.raises(Interrupted):
+        run(checkpoint=tmp_path / "c", on_epoch=after(1))
+    assert same(run(checkpoint=tmp_path / "c"), run())
+
+
+def test_a_loader_with_a_generator_of_its_own_can_be_interrupted(tmp_path: Path) -> None:
+    def train() -> Batches:
+        return DataLoader(TensorDataset(*data()), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    expected = fit(network(), task(train()), epochs=3, settings=SETTINGS)
+    with pytest.raises(Interrupted):
+        fit(network(), task(train()), epochs=3, settings=SETTINGS, checkpoint=tmp_path / "c", on_epoch=after(1))
+    assert same(fit(network(), task(train()), epochs=3, settings=SETTINGS, checkpoint=tmp_path / "c"), expected)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    def unwalkable(_output: Any, _target: Any) -> Tensor:
+        raise AssertionError
+
+    expected = fit(network(), task(), epochs=2, settings=SETTINGS, checkpoint=tmp_path / "c")
+    content = (tmp_path / "c").read_bytes()
+    assert same(fit(network(), task(loss=unwalkable), epochs=2, settings=SETTINGS, checkpoint=tmp_path / "c"), expected)
+    assert (tmp_path / "c").read_bytes() == content
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from torch.nn import functional as F
+from penjing import files
+from penjing.train import fit
+from tests.train.test_fit import SETTINGS, network, shuffling, task
+
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+
+steps = 0
+def loss(output, target):
+    global steps
+    steps += 1
+    if steps == 5 and sys.argv[2] == "batch": die()
+    return F.cross_entropy(output, target)
+
+def half_written(tensors, part, metadata):
+    Path(part).write_bytes(b"half")
+    die()
+
+def told(epoch):
+    if epoch.epoch == 2 and sys.argv[2] == "checkpoint": files.save_file = half_written
+
+torch.set_num_threads(1)
+fit(network(), task(shuffling(), loss), epochs=4, settings=SETTINGS, checkpoint=Path(sys.argv[1]), on_epoch=told)
+"""
+
+
+def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """First within the second epoch, then while the checkpoint of the third is written."""
+    path = tmp_path / "run.safetensors"
+    for when in ("batch", "checkpoint"):
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(path), when], cwd=ROOT, capture_output=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        assert path.exists()
+    told: list[int] = []
+    found = fit(
+        network(), task(shuffling()), epochs=4, settings=SETTINGS, checkpoint=path, on_epoch=lambda e: told.append(e.epoch)
+    )
+    assert told == [1, 2, 3, 4]
+    assert same(found, fit(network(), task(shuffling()), epochs=4, settings=SETTINGS))
+
+
+class Spoiled:
+    """Batches of which one is NaN, in one epoch."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.bad, self.epoch, self.epochs = (epoch, batch), 0, list[int]()
+
+    def __len__(self) -> int:
+        return 3
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.epochs.append(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, (x, y) in enumerate(batches()):
+            yield (x * torch.nan if (self.epoch + 1, i + 1) == self.bad else x), y
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    kept: list[bytes] = []
+    path = tmp_path / "c"
+    with pytest.raises(TrainingError, match="epoch 2, batch 3"):
+        fit(
+            network(),
+            task(Spoiled(2, 3)),
+            epochs=4,
+            settings=SETTINGS,
+            checkpoint=path,
+            on_epoch=lambda _: kept.append(path.read_bytes()),
+        )
+    assert kept == [path.read_bytes()]
+    resumed = fit(network(), task(Spoiled(0, 0)), epochs=4, settings=SETTINGS, checkpoint=path)
+    assert same(resumed, fit(network(), task(), epochs=4, settings=SETTINGS))
+
+
+def test_a_loader_is_told_the_epoch() -> None:
+    loader = Spoiled(0, 0)
+    fit(network(), task(loader), epochs=3, settings=SETTINGS)
+    assert loader.epochs == [0, 1, 2]
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_left(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    fit(network(), task(), epochs=1, settings=SETTINGS, checkpoint=path)
+    content = path.read_bytes()
+    fewer = network()
+    fewer[0].requires_grad_(False)
+    others = [
+        (network(), 2, SETTINGS),
+        (network(), 1, Training(precision="32-true", lr=0.2)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3)), 1, SETTINGS),
+        (nn.Sequential(*network()[:-1], nn.Linear(8, 4)), 1, SETTINGS),
+        (fewer, 1, SETTINGS),
+    ]
+    for model, epochs, settings in others:
+        with pytest.raises(TrainingError, match="another run"):
+            fit(model, task(), epochs=epochs, settings=settings, checkpoint=path)
+        assert path.read_bytes() == content
+
+
+def test_a_checkpoint_that_trains_fewer_is_refused(tmp_path: Path) -> None:
+    fewer = network()
+    fewer[0].requires_grad_(False)
+    fit(fewer, task(), epochs=1, settings=SETTINGS, checkpoint=tmp_path / "c")
+    with pytest.raises(TrainingError, match="another run"):
+        fit(network(), task(), epochs=1, settings=SETTINGS, checkpoint=tmp_path / "c")
+
+
+def test_something_else_is_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"hello")
+    with pytest.raises(PenjingError, match="cannot read"):
+        fit(network(), task(), epochs=1, settings=SETTINGS, checkpoint=tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"hello"
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(batches())
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*data(), strict=True)
+
+
+def test_a_loader_without_a_length_is_counted() -> None:
+    sized = DataLoader(TensorDataset(*data()), batch_size=8)
+    for unsized, counted in ((Unsized(), batches()), (DataLoader(Stream(), batch_size=8), sized)):
+        found, expected = (fit(network(), task(train), epochs=2, settings=SETTINGS) for train in (unsized, counted))
+        assert same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "train", [[], iter([]), DataLoader(TensorDataset(*data(0)), batch_size=8)], ids=["list", "iterator", "loader"]
+)
+def test_no_batches_are_refused(train: Any) -> None:
+    with pytest.raises(DataError, match=r"task\.train is empty"):
+        fit(network(), task(train), epochs=1, settings=SETTINGS)
+
+
+def test_networks_of_every_rank_are_trained() -> None:
+    layers: list[type[nn.Module]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+    for rank, layer in enumerate(layers, start=1):
+        model = nn.Sequential(layer(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2**rank, 3))
+        train = [(torch.randn(6, 2, *[4] * rank), torch.tensor([0, 1, 2] * 2))]
+        assert not same(fit(model, task(train), epochs=1, settings=SETTINGS), model)
+
+
+def test_several_inputs_and_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"sum": self.a(x) + self.b(y)}
+
+    train = [([torch.randn(5, 3), torch.randn(5, 2)], {"zero": torch.zeros(5, 4)})]
+    seen: list[Epoch] = []
+    squared = task(train, lambda output, target: F.mse_loss(output["sum"], target["zero"]))
+    fit(Two(), squared, epochs=20, settings=SETTINGS, on_epoch=seen.append)
+    assert seen[-1].loss < 0.5 * seen[0].loss
+
+
+def test_frozen_weights_stay_and_only_weights_decay() -> None:
+    """With a loss that is always 0, decay is all that happens: a factor of 1 - lr * decay at every step."""
+    model = network()
+    model[8].requires_grad_(False)
+    settings = Training(precision="32-true", lr=0.1, momentum=0, weight_decay=0.5, warmup=0)
+    nothing = task(batches()[:1], lambda output, _target: 0 * output.sum())
+    trained = fit(model, nothing, epochs=1, settings=settings)
+    torch.testing.assert_close(trained[0].weight, model[0].weight * (1 - 0.1 * 0.5))
+    assert torch.equal(trained[0].bias, model[0].bias)
+    assert torch.equal(trained[1].weight, model[1].weight)
+    assert torch.equal(trained[8].weight, model[8].weight)
+    assert not trained[8].weight.requires_grad
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(0.5, 0.5), (0.0, 1000 * math.sqrt(3))])
+def test_the_whole_gradient_is_clipped(clip: float, expected: float) -> None:
+    model = nn.Linear(3, 1, bias=False)
+    settings = Training(precision="32-true", lr=1, momentum=0, weight_decay=0, warmup=0, clip=clip)
+    train = task([(torch.ones(1, 3), None)], lambda output, _target: 1000 * output.sum())
+    moved = fit(model, train, epochs=1, settings=settings).weight - model.weight
+    assert moved.norm().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_progress_counts_every_step_once(tmp_path: Path) -> None:
+    notes: list[str] = []
+    totals: list[int] = []
+
+    @contextmanager
+    def counted(_label: str, total: int) -> Iterator[Callable[[str], None]]:
+        totals.append(total)
+        yield notes.append
+
+    with pytest.raises(Interrupted):
+        fit(network(), task(), epochs=3, settings=SETTINGS, checkpoint=tmp_path / "c", on_epoch=after(2), progress=counted)
+    assert (len(notes), totals) == (6, [9])
+    notes.clear()
+    fit(network(), task(), epochs=3, settings=SETTINGS, checkpoint=tmp_path / "c", progress=counted)
+    assert (len(notes), totals) == (9, [9, 9])
+    assert "epoch 3/3" in notes[-1]
+
+
+def test_the_rate_that_is_told_is_that_of_the_schedule() -> None:
+    seen: list[Epoch] = []
+    fit(network(), task(), epochs=4, settings=SETTINGS, on_epoch=seen.append)
+    assert [e.lr for e in seen] == [0.1 * warmup_cosine(step, 12, 0.1) for step in (2, 5, 8, 11)]
+
+
+@given(st.integers(1, 500), st.floats(0, 0.99))
+def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine(total: int, warmup: float) -> None:
+    rise = max(1, round(warmup * total))
+    rates = [warmup_cosine(step, total, warmup) for step in range(total)]
+    assert all(0 < r <= 1 for r in rates)
+    assert rates[0] == pytest.approx(1 / rise)
+    assert rates[min(rise, total) - 1] == pytest.approx(1)
+    assert all(b - a == pytest.approx(1 / rise) for a, b in itertools.pairwise(rates[:rise]))
+    assert all(b <= a for a, b in itertools.pairwise(rates[rise - 1 :]))
+    if total > rise:
+        assert warmup_cosine(total, total, warmup) == pytest.approx(0, abs=1e-12)
+        assert warmup_cosine(rise, total, warmup) == 1
+        middle = rise + (total - rise) / 2
+        assert warmup_cosine(middle, total, warmup) == pytest.approx(0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lr": -1},
+        {"lr": math.nan},
+        {"momentum": 1},
+        {"weight_decay": -0.1},
+        {"warmup": 1},
+        {"clip": -1},
+        {"precision": "nonsense"},
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_range_is_named(setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(setting))):
+        Training(**setting)
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_no_epochs_are_refused(epochs: int) -> None:
+    with pytest.raises(RecipeError, match="epochs is"):
+        fit(network(), task(), epochs=epochs)
+
+
+def test_the_default_precision_trains() -> None:
+    seen: list[Epoch] = []
+    trained = fit(network(), task(), epochs=4, settings=Training(lr=0.1), on_epoch=seen.append)
+    assert seen[-1].loss < seen[0].loss
+    assert {v.dtype for v in trained.state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_batches_that_can_be_walked_once_are_refused() -> None:
+    """Else the epoch would be over before it began, with a loss of 0."""
+    with pytest.raises(DataError, match=r"task\.train"):
+        fit(network(), task(iter(batches())), epochs=1, settings=SETTINGS)
