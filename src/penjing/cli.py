@@ -53,7 +53,7 @@ def demo_command(
     Example: `penjing demo --out runs/demo`
     """
     model, task, settings = fashion_resnet20(), demo_task(), demo_settings()
-    budget = Budget(max_drop=0.01, latency=0.25, bytes=0.125)
+    budget = Budget(max_drop=0.01, latency=0.25)
     _tell(compress(model, task, budget=budget, target="openvino", out=out, settings=settings, progress=_bars), as_json)
 
 
@@ -70,7 +70,7 @@ def demo_task() -> Task:
 
 def demo_settings() -> Settings:
     """What the demo does within four minutes on two cores."""
-    return Settings(ratios=(0.0, 0.375, 0.5), epochs=5, training=Training(lr=0.02), batch=32)
+    return Settings(ratios=(0.0, 0.6, 0.75), epochs=7, batch=32)
 
 
 @app.command("compress")
@@ -84,10 +84,11 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     size: Annotated[str | None, typer.Option("--bytes", help="At most this file size: 500kB, 0.125x.")] = None,
     macs: Annotated[str | None, typer.Option(help="At most this many multiply-accumulates: 20M, 0.5x.")] = None,
     target: Target = "onnxruntime",
-    ratios: Annotated[str, typer.Option(help="Shares of channels to try dropping, gentlest first.")] = "0,0.25,0.5,0.625",
+    ratios: Annotated[str, typer.Option(help="Shares of channels to try dropping, gentlest first.")] = "0,0.25,0.5,0.75",
     epochs: Annotated[int, typer.Option(help="Epochs of training after each cut.")] = 4,
     lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 0.02,
     batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
+    cut_sums: Annotated[bool, typer.Option(help="Also cut channels that are added to one another (residual streams).")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="Patterns of parameter names to leave whole: 'head.*'.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +98,12 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     --target openvino --out runs/mine`
     """
     settings = Settings(
-        ratios=_ratios(ratios), epochs=epochs, training=Training(lr=lr), batch=batch, exclude=tuple(exclude or ())
+        ratios=_ratios(ratios),
+        cut_sums=cut_sums,
+        epochs=epochs,
+        training=Training(lr=lr, mixup=0.5),
+        batch=batch,
+        exclude=tuple(exclude or ()),
     )
     budget = Budget(max_drop=max_drop / 100, latency=latency, bytes=size, macs=macs)
     net, task = load_model(model, weights), load_task(data)

@@ -41,9 +41,10 @@ MARK = "run.json"  # says that a folder is ours, and of which model and settings
 class Settings:
     """How ``compress`` goes about it."""
 
-    ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.625)  # shares of channels to drop, gentlest first
+    ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)  # shares of channels to drop, gentlest first
+    cut_sums: bool = False  # also cut channels that are added to one another: smaller still, and harder to recover
     epochs: int = 4  # of training after each cut
-    training: Training = field(default_factory=lambda: Training(lr=0.02))
+    training: Training = field(default_factory=lambda: Training(lr=0.02, mixup=0.5))
     temperature: float = 4.0  # of the teacher's softened classes
     labels: float = 0.1  # weight of the task's own loss; the rest follows the teacher. 0 needs no labels
     calibration: int = 512  # images that the ranges of int8 values are read from
@@ -145,7 +146,8 @@ class _Compression:
     def _widths(self) -> list[dict[str, int]]:
         step = self.settings.round_to or self.profile.lanes
         channels = find_channels(capture(self.model, self.example))
-        return [choose_widths(channels, r, exclude=self.settings.exclude, round_to=step) for r in self.settings.ratios]
+        s = self.settings
+        return [choose_widths(channels, r, exclude=s.exclude, round_to=step, cut_sums=s.cut_sums) for r in s.ratios]
 
     def _prices(self) -> tuple[Cost, list[Candidate]]:
         """What every candidate costs, untrained: weights do not change it."""
@@ -165,7 +167,7 @@ class _Compression:
         with self.progress("pricing", len(self.widths)) as advance:
             for ratio, widths in zip(self.settings.ratios, self.widths, strict=True):
                 net, _ = self._cut(net, widths, verify=False)
-                contenders.append(self._shipped(net, folder / f"{ratio:g}.onnx"))
+                contenders.append(self._shipped(net, folder / f"{ratio:g}.onnx", self.calibration[:1]))  # ranges cost nothing
                 work.append(macs(capture(net, self.example)))
                 advance(f"{ratio:.0%} of the channels dropped")
         runs = {str(i): a.load(self.threads, None if i else "f32") for i, a in enumerate(contenders)}
@@ -179,8 +181,8 @@ class _Compression:
         plan = plan_widths(find_channels(capture(net, self.example)), weights, widths)
         return (prune_channels(net, plan, self.example, verify=verify), plan) if plan.keep else (net, plan)
 
-    def _shipped(self, net: nn.Module, path: Path) -> Artifact:
-        module = quantize(net, self.example, self.calibration, target=self.profile.name)
+    def _shipped(self, net: nn.Module, path: Path, calibration: list[Inputs]) -> Artifact:
+        module = quantize(net, self.example, calibration, target=self.profile.name)
         return export(module, self.example, path, target=self.profile.name)
 
     # A rung of the ladder.
@@ -208,7 +210,7 @@ class _Compression:
                 )
         self.nets[candidate.ratio] = net, plan.then(cut)
         with self._stage(f"{name}: quantize, export, score"):
-            artifact = self._shipped(net, self._file(candidate))
+            artifact = self._shipped(net, self._file(candidate), self.calibration)
             return self.task.metric(artifact.load(self.threads), self.task.search).value
 
     def _file(self, candidate: Candidate) -> Path:

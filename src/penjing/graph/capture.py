@@ -109,7 +109,7 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
 
 @contextmanager
 def _without_torchs_own_noise() -> Iterator[None]:
-    """Silence what nobody who calls us can mend or needs: a deprecation inside torch, and tracebacks of what we raise anyway."""
+    """Silence a deprecation inside torch, which no caller can mend, and tracebacks of what is raised anyway."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

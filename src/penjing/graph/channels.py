@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class Group:
 
     axes: tuple[Axis, ...]
     part: int = 0  # which of the groups whose first parameter is the same
+    summed: bool = False  # whether they are added to one another on the way, as on a residual stream
 
     @property
     def channels(self) -> int:
@@ -81,7 +82,8 @@ def find_channels(graph: Graph) -> Channels:
     for c, members in sorted(places.items()):
         if c not in reasons:
             families[tuple(sorted((name, dim, len(index)) for (name, dim), index in members.items()))].append(c)
-    groups = _numbered(_group(family, places, order) for family in families.values())
+    summed = {int(component[i]) for labels in ledger.sums for i in labels.unique().tolist()}
+    groups = _numbered(replace(_group(f, places, order), summed=not summed.isdisjoint(f)) for f in families.values())
     fixed = {place: reasons[c] for c, members in places.items() if c in reasons for place in members}
     groups.sort(key=lambda g: (order[g.axes[0].name], int(g.axes[0].index[0, 0])))
     return Channels(tuple(groups), fixed, frozenset(ledger.reads), ledger.shapes)
@@ -93,7 +95,7 @@ def _numbered(groups: Iterable[Group]) -> list[Group]:
     numbered = []
     for group in sorted(groups, key=lambda g: g.places):
         first = group.axes[0].name
-        numbered.append(Group(group.axes, seen[first]))
+        numbered.append(replace(group, part=seen[first]))
         seen[first] += 1
     return numbered
 

@@ -142,6 +142,8 @@ def elementwise(ledger: Ledger, node: fx.Node, *args: Any, **kwargs: Any) -> Lab
     out = torch.full((1,) * len(shape), NONE)
     for operand in operands:
         out = _meet(ledger, out, operand, str(node.target), shape)
+    if node.target is aten.add.Tensor and len([x for x in operands if (x >= 0).any()]) > 1:
+        ledger.sums.append(narrow(out)[narrow(out) >= 0])
     return tidy(out.expand(shape))
 
 

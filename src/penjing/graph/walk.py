@@ -38,6 +38,7 @@ class Ledger:
     count: int = 0
     joins: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)  # labels of values that are added to one another
     reads: set[tuple[str, int]] = field(default_factory=set)  # dims of weights that meet a value's channels and sum over them
 
     def labels_of(self, weight: Weight, dim: int) -> Labels:

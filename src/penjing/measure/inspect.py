@@ -27,7 +27,10 @@ class Inspection:
 
     def __str__(self) -> str:
         lines = [f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates a sample, {len(self.layers)} layers"]
-        lines += [f"  {g.channels:5d} channels of {g.name}, with {len(g.axes) - 1} more places" for g in self.channels.groups]
+        lines += [
+            f"  {g.channels:5d} channels of {g.name}, with {len(g.axes) - 1} more places{', summed' if g.summed else ''}"
+            for g in self.channels.groups
+        ]
         lines += [f"  fixed: {name} dim {dim}: {why}" for (name, dim), why in sorted(self.channels.fixed.items())]
         return "\n".join(lines)
 

@@ -40,8 +40,14 @@ def plan_channels(
     return plan_widths(channels, dict(model.named_parameters(remove_duplicate=False)), widths, criterion=criterion)
 
 
-def choose_widths(channels: Channels, ratio: float, *, exclude: Sequence[str] = (), round_to: int = 8) -> dict[str, int]:
-    """How many channels of each group stay; see ``plan_channels``."""
+def choose_widths(
+    channels: Channels, ratio: float, *, exclude: Sequence[str] = (), round_to: int = 8, cut_sums: bool = True
+) -> dict[str, int]:
+    """How many channels of each group stay; see ``plan_channels``.
+
+    Without ``cut_sums``, channels that are added to one another (residual streams) all stay: at equal cost, what is cut
+    inside the blocks is recovered with less training.
+    """
     if not 0 <= ratio < 1:
         raise RecipeError(f"ratio is {ratio}; give the share of channels to drop, from 0 up to 1, e.g. 0.5")
     if round_to < 1:
@@ -53,7 +59,7 @@ def choose_widths(channels: Channels, ratio: float, *, exclude: Sequence[str] = 
     return {
         g.name: kept_count(g.channels, ratio, round_to)
         for g in channels.groups
-        if not any(fnmatch(a.name, p) for a in g.axes for p in exclude)
+        if (cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in exclude)
     }
 
 
