@@ -73,7 +73,14 @@ def photograph(page: Path) -> None:
         "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync --hide-scrollbars"
     )
     with tempfile.TemporaryDirectory() as profile:
-        command = [chromium, *flags.split(), f"--user-data-dir={profile}", "--window-size=1280,1500", f"--screenshot={PICTURE}"]
+        command = [
+            chromium,
+            *flags.split(),
+            f"--user-data-dir={profile}",
+            "--window-size=1280,1500",
+            "--virtual-time-budget=5000",
+            f"--screenshot={PICTURE}",
+        ]
         subprocess.run([*command, page.resolve().as_uri()], check=True, capture_output=True)
 
 

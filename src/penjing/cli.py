@@ -70,7 +70,7 @@ def demo_task() -> Task:
 
 def demo_settings() -> Settings:
     """What the demo does within four minutes on two cores."""
-    return Settings(ratios=(0.0, 0.6, 0.75), epochs=7, batch=32)
+    return Settings(ratios=(0.0, 0.5, 0.6), epochs=8, batch=32)
 
 
 @app.command("compress")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import penjing.result as told
 from penjing.distill import TeacherLoss, imitate, weighted, with_labels
 from penjing.errors import RecipeError
-from penjing.export import RUNTIMES, Artifact, agreement, export, left_in_float
+from penjing.export import RUNTIMES, Artifact, agreement, export, left_in_float, torch_outputs
 from penjing.files import read_json, remove_parts, whole_file, write_json, write_tensors
 from penjing.graph import capture, check_weights, find_channels
 from penjing.measure import compare, cores, layers, machine, macs, parameters
@@ -130,6 +130,7 @@ class _Compression:
         with self._stage("score the original"):
             reference = self.task.metric(float32.load(self.threads, "f32"), self.task.search)
         self.nets: dict[float, tuple[nn.Module, ChannelPlan]] = {}
+        self.shipped: dict[float, tuple[nn.Module, Artifact]] = {}
         candidates = climb(candidates, reference.value, self.budget, self._attempt)
         chosen = next(c for c in candidates if c.status == "chosen")
         data = self._confirm(float32, chosen) | {
@@ -167,7 +168,8 @@ class _Compression:
         with self.progress("pricing", len(self.widths)) as advance:
             for ratio, widths in zip(self.settings.ratios, self.widths, strict=True):
                 net, _ = self._cut(net, widths, verify=False)
-                contenders.append(self._shipped(net, folder / f"{ratio:g}.onnx", self.calibration[:1]))  # ranges cost nothing
+                _, artifact = self._shipped(net, folder / f"{ratio:g}.onnx", self.calibration[:1])  # ranges cost nothing
+                contenders.append(artifact)
                 work.append(macs(capture(net, self.example)))
                 advance(f"{ratio:.0%} of the channels dropped")
         runs = {str(i): a.load(self.threads, None if i else "f32") for i, a in enumerate(contenders)}
@@ -181,9 +183,9 @@ class _Compression:
         plan = plan_widths(find_channels(capture(net, self.example)), weights, widths)
         return (prune_channels(net, plan, self.example, verify=verify), plan) if plan.keep else (net, plan)
 
-    def _shipped(self, net: nn.Module, path: Path, calibration: list[Inputs]) -> Artifact:
+    def _shipped(self, net: nn.Module, path: Path, calibration: list[Inputs]) -> tuple[nn.Module, Artifact]:
         module = quantize(net, self.example, calibration, target=self.profile.name)
-        return export(module, self.example, path, target=self.profile.name)
+        return module, export(module, self.example, path, target=self.profile.name)
 
     # A rung of the ladder.
 
@@ -210,7 +212,8 @@ class _Compression:
                 )
         self.nets[candidate.ratio] = net, plan.then(cut)
         with self._stage(f"{name}: quantize, export, score"):
-            artifact = self._shipped(net, self._file(candidate), self.calibration)
+            module, artifact = self._shipped(net, self._file(candidate), self.calibration)
+            self.shipped[candidate.ratio] = module, artifact
             return self.task.metric(artifact.load(self.threads), self.task.search).value
 
     def _file(self, candidate: Candidate) -> Path:
@@ -221,8 +224,7 @@ class _Compression:
     def _confirm(self, float32: Artifact, chosen: Candidate) -> dict[str, Any]:
         """Everything that is said of the chosen network, measured on its file."""
         net, _ = self.nets[chosen.ratio]
-        module = quantize(net, self.example, self.calibration, target=self.profile.name)
-        artifact = export(module, self.example, self._file(chosen), target=self.profile.name)
+        module, artifact = self.shipped[chosen.ratio]
         with self._stage("confirm"):
             before = self.task.metric(float32.load(self.threads, "f32"), self.task.confirm)
             after = self.task.metric(artifact.load(self.threads), self.task.confirm)
@@ -230,7 +232,8 @@ class _Compression:
             rows = told.latency_rows(self._timings(float32, artifact))
         with self._stage("compare with torch"):
             inputs = [as_tuple(x) for x, _ in self.task.confirm]
-            agree = {name: asdict(agreement(artifact.on(name).load(self.threads), module, inputs)) for name in RUNTIMES}
+            expected = torch_outputs(module, inputs)
+            agree = {n: asdict(agreement(artifact.on(n).load(self.threads), inputs, expected)) for n in RUNTIMES}
             kernels = {name: artifact.on(name).kernels() for name in RUNTIMES}
         old, new = capture(self.model, self.example), capture(net, self.example)
         return {

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from penjing.errors import BudgetError
@@ -29,6 +31,13 @@ def test_fastest_means_measured_not_smallest() -> None:
     slow_and_small = [RUNGS[0], Candidate(0.5, Cost(latency=5.0, bytes=1.0, macs=1.0))]
     results = climb(slow_and_small, 0.94, Budget(max_drop=0.5), lambda c: SCORES[c.ratio])
     assert statuses(results) == ["chosen", "holds"]
+
+
+def test_of_those_that_are_as_fast_the_smallest_is_chosen() -> None:
+    as_fast = [Candidate(0.5, Cost(latency=1.0, bytes=5.0, macs=1.0)), Candidate(0.6, Cost(latency=1.05, bytes=4.0, macs=1.0))]
+    assert statuses(climb(as_fast, 0.9, Budget(max_drop=0.5), lambda _: 0.9)) == ["holds", "chosen"]
+    slower = [as_fast[0], replace(as_fast[1], cost=Cost(1.2, 4.0, 1.0))]
+    assert statuses(climb(slower, 0.9, Budget(max_drop=0.5), lambda _: 0.9)) == ["chosen", "holds"]
 
 
 def test_what_costs_too_much_is_not_tried() -> None:

@@ -106,7 +106,8 @@ class Artifact:
 
     def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor]) -> Agreement:
         """Compare the file with the torch module it was made from, on a batch of inputs."""
-        return agreement(self.load(), module, [as_inputs(batch)])
+        batches = [as_inputs(batch)]
+        return agreement(self.load(), batches, torch_outputs(module, batches))
 
     def to_json(self) -> dict[str, Any]:
         """The artifact as JSON values."""
@@ -119,20 +120,24 @@ class Artifact:
             raise ExportError(f"{self.path} has changed since it was exported; export the network again")
 
 
-def agreement(run: Runner, module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> Agreement:
-    """Compare a loaded file with the torch module on batches of inputs."""
+def torch_outputs(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+    """What the torch module gives for each batch of inputs, in eval mode."""
     module.eval()
+    with torch.no_grad():
+        return [tree_leaves(module(*inputs)) for inputs in batches]
+
+
+def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequence[Sequence[Tensor]]) -> Agreement:
+    """Compare what a loaded file gives for batches of inputs with what torch gave."""
     largest, same, samples = 0.0, 0, 0
     dot = ours = theirs = 0.0
-    for inputs in batches:
-        with torch.no_grad():
-            expected = tree_leaves(module(*inputs))
+    for inputs, outputs in zip(batches, expected, strict=True):
         found = tree_leaves(run(*inputs))
-        for a, b in zip(found, expected, strict=True):
+        for a, b in zip(found, outputs, strict=True):
             a, b = a.double(), b.double()
             largest = max(largest, float((a - b).abs().max()))
             dot, ours, theirs = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
-        a, b = found[0].flatten(1), expected[0].flatten(1)
+        a, b = found[0].flatten(1), outputs[0].flatten(1)
         same += int((a.argmax(1) == b.argmax(1)).sum())
         samples += len(a)
     return Agreement(largest, dot / max((ours * theirs) ** 0.5, 1e-30), same / samples, samples)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from penjing.errors import BudgetError
 from penjing.search.budget import Budget
 
+SAME = 1.1  # times that differ by less are not told apart on a busy machine: of those the smallest file is taken
 UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e3), "macs": ("M multiply-accumulates", 1e6)}
 
 
@@ -86,8 +87,9 @@ def _with_chosen(results: list[Candidate], budget: Budget) -> list[Candidate]:
             f"no candidate loses at most {100 * budget.max_drop:.2f} points; the nearest drops {nearest.ratio:.0%} of the "
             f"channels and loses {100 * (nearest.drop or 0.0):.2f}; allow that much, loosen the other limits or train longer"
         )
-    fastest = min(holding, key=lambda c: c.cost.latency)
-    return [replace(c, status="chosen") if c is fastest else c for c in results]
+    fastest = min(c.cost.latency for c in holding)
+    chosen = min((c for c in holding if c.cost.latency <= SAME * fastest), key=lambda c: c.cost.bytes)
+    return [replace(c, status="chosen") if c is chosen else c for c in results]
 
 
 def _marked(candidate: Candidate, ceilings: Mapping[str, float]) -> Candidate:
