@@ -30,7 +30,7 @@ class Masked(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
         value: Tensor = super().get_attr(target, args, kwargs)
         for dim, index in self.keep.get(str(target), {}).items():
-            mask = torch.zeros(value.shape[dim], dtype=value.dtype)
+            mask = torch.zeros(value.shape[dim], dtype=value.dtype, device=value.device)
             mask[list(index)] = 1
             value = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
         return value
@@ -49,7 +49,7 @@ def verify_pruned(model: nn.Module, small: nn.Module, plan: ChannelPlan, example
     reads = find_channels(graph).reads
     consumers = {n: {d: i for d, i in dims.items() if (n, d) in reads} for n, dims in plan.keep.items()}
     generator = torch.Generator().manual_seed(0)
-    drawn = tuple(torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in graph.example)
+    drawn = tuple(torch.randn(x.shape, generator=generator).to(x.device) if x.is_floating_point() else x for x in graph.example)
     for dtype, tolerance in TOLERANCE.items():
         reference, pruned = Masked(graph.module.to(dtype), consumers), fx.Interpreter(cut.to(dtype))
         try:
@@ -119,7 +119,7 @@ def _first_difference(
     for (name, expected), (_, value) in pairs:
         index = plan.keep.get(name, {}).get(0)
         if index is not None and expected.ndim > 1 and expected.shape[1] > max(index):
-            expected = expected.index_select(1, torch.tensor(index))
+            expected = expected.index_select(1, torch.tensor(index, device=expected.device))
         if _relative(value, expected) > tolerance:
             return name
     return "the output"

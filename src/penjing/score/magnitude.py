@@ -21,6 +21,6 @@ def l2_norm(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
         weight = weights.get(axis.name)
         if weight is None or weight.ndim < 2:  # the scale and shift of a norm say little beside the weights they follow
             continue
-        squares = weight.detach().double().movedim(axis.dim, 0)[axis.index].square().flatten(1).sum(1)
+        squares = weight.detach().double().movedim(axis.dim, 0)[axis.index].square().flatten(1).sum(1).cpu()
         total += squares / squares.mean().clamp_min(torch.finfo(torch.float64).tiny)
     return total.sqrt()
