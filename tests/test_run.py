@@ -165,13 +165,32 @@ def test_a_budget_that_nothing_meets_names_the_nearest_and_writes_nothing(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_accuracy_that_nothing_keeps_loses_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = iter([1.0, 0.5])
+
+    def metric(_run: object, _split: object) -> pj.Score:
+        value = next(given, 0.5)
+        return pj.Score(value, 2, np.array([value, value]))
+
+    own = replace(task(), metric=metric)
+    settings = replace(SETTINGS, ratios=(0.5,))
+    with pytest.raises(BudgetError, match=r"loses 50\.00.*kept in .*stages"):
+        pj.compress(network(), own, budget=Budget(max_drop=0.1), out=tmp_path / "out", settings=settings)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"run.json", "stages"}
+    given = iter([1.0, 0.5])
+    monkeypatch.setattr(sys.modules["penjing.train.fit"], "_one_epoch", lambda *_: pytest.fail("it trained again"))
+    assert pj.compress(network(), own, budget=Budget(max_drop=0.6), out=tmp_path / "out", settings=settings).holds
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, finished: pj.Result) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="holds something else"):
         pj.compress(network(), task(), out=tmp_path, settings=SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(RecipeError, match="another model or other settings"):
+    with pytest.raises(RecipeError, match="another model, other data or other settings"):
         pj.compress(network(), task(), out=finished.folder, settings=replace(SETTINGS, epochs=2))
+    with pytest.raises(RecipeError, match="other data"):
+        pj.compress(network(), task(search=batches(7)), out=finished.folder, settings=SETTINGS)
     file = tmp_path / "thesis.txt"
     with pytest.raises(RecipeError, match="is a file"):
         pj.compress(network(), task(), out=file, settings=SETTINGS)

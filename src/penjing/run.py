@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import penjing.result as told
 from penjing.distill import TeacherLoss, imitate, weighted, with_labels
-from penjing.errors import RecipeError
+from penjing.errors import BudgetError, RecipeError
 from penjing.export import RUNTIMES, Artifact, agreement, export, left_in_float, torch_outputs
 from penjing.files import read_json, remove_parts, whole_file, write_json, write_tensors
 from penjing.graph import capture, check_weights, find_channels
@@ -101,12 +101,13 @@ class _Compression:
         self.profile, self.progress = target_named(target), progress
         self.threads = settings.threads or cores()
         check_weights(model)
-        self.example = tuple(x[:1] for x in check_task(task, model))
+        searched = check_task(task, model)
+        self.example = tuple(x[:1] for x in searched)
         self.timed = _repeated(self.example, settings.batch)
         self.loss: TeacherLoss = weighted(
             (1 - settings.labels, imitate(settings.temperature)), (settings.labels, with_labels(task.loss))
         )
-        self.identity = _identity(model, settings, self.profile.name)
+        self.identity = _identity(model, searched, settings, self.profile.name)
         self.stages = out / "stages"
         self.seconds: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
@@ -131,7 +132,10 @@ class _Compression:
             reference = self.task.metric(float32.load(self.threads, "f32"), self.task.search)
         self.nets: dict[float, tuple[nn.Module, ChannelPlan]] = {}
         self.shipped: dict[float, tuple[nn.Module, Artifact]] = {}
-        candidates = climb(candidates, reference.value, self.budget, self._attempt)
+        try:
+            candidates = climb(candidates, reference.value, self.budget, self._attempt)
+        except BudgetError as e:
+            raise BudgetError(f"{e}. What was trained is kept in {self.stages}: with another budget the run goes on") from e
         chosen = next(c for c in candidates if c.status == "chosen")
         data = self._confirm(float32, chosen) | {
             "candidates": [_candidate_row(c) for c in candidates],
@@ -301,7 +305,7 @@ class _Compression:
                 raise RecipeError(f"{self.out} holds something else; choose a new or empty folder with --out")
             if read_json(mark).get("identity") != self.identity:
                 raise RecipeError(
-                    f"{self.out} holds a run of another model or other settings; choose another folder or delete it"
+                    f"{self.out} holds a run of another model, other data or other settings; choose another folder or delete it"
                 )
         elif self.out.exists() and not self.out.is_dir():
             raise RecipeError(f"{self.out} is a file; choose a new or empty folder with --out")
@@ -319,10 +323,13 @@ class _Compression:
         self.seconds.append({"name": name, "seconds": round(time.perf_counter() - began, 2)})
 
 
-def _identity(model: nn.Module, settings: Settings, target: str) -> str:
-    """A digest of all that decides what a stage makes; the budget only chooses among what they made."""
+def _identity(model: nn.Module, searched: tuple[Tensor, ...], settings: Settings, target: str) -> str:
+    """A digest of what decides what a stage makes; the budget only chooses among what they made.
+
+    The first batch of the search split stands for the data: it is the one most often walked in the same order.
+    """
     sha = hashlib.sha256(repr((asdict(settings), target, type(model).__name__)).encode())
-    for name, value in model.state_dict().items():
+    for name, value in (*model.state_dict().items(), *((f"input {i}", x) for i, x in enumerate(searched))):
         if isinstance(value, Tensor):
             sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
