@@ -44,6 +44,12 @@ def test_int8_file_runs_in_int8_and_agrees_with_torch(name: str, tmp_path: Path)
         assert agreement.samples == 64
 
 
+def test_what_is_computed_from_constants_is_no_kernel(tmp_path: Path) -> None:
+    model, x = nn.Conv2d(3, 16, 3), torch.randn(1, 3, 8, 8)  # its bias is reshaped when the network is compiled
+    kernels = export(model, x, tmp_path / "net.onnx").on("openvino").kernels()
+    assert [k.op for k in kernels] == ["Convolution"]
+
+
 def test_weights_are_stored_as_the_integers_that_torch_computes(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), torch.randn(2, 3, 8, 8)
     module = quantize(model, x, [x])

@@ -39,7 +39,7 @@ def kernels(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
     """See ``Runtime.kernels``: the nodes of the compiled model."""
     core = _module().Core()
     compiled = _compile(core, _read(core, path), shapes, {"PERFORMANCE_HINT": "LATENCY"})
-    return [_kernel(op) for op in compiled.get_runtime_model().get_ordered_ops() if _info(op, "layerType") not in SILENT]
+    return [_kernel(op) for op in compiled.get_runtime_model().get_ordered_ops() if not _is_silent(op)]
 
 
 def version() -> str:
@@ -54,6 +54,12 @@ def _kernel(op: Any) -> Kernel:
     return Kernel(
         op.get_friendly_name(), kind, PRECISIONS.get(precision, precision.lower()), tuple(layers[1:]), kind in WEIGHTED
     )
+
+
+def _is_silent(op: Any) -> bool:
+    """Whether it computes nothing when the network runs; what reads constants only was computed when it was compiled."""
+    sources = [_info(port.get_node(), "layerType") for port in op.input_values()]
+    return _info(op, "layerType") in SILENT or (bool(sources) and set(sources) <= {"Const", "Constant"})
 
 
 def _info(op: Any, key: str) -> str:
