@@ -24,7 +24,9 @@ def test_top1_takes_numpy_and_per_pixel_outputs() -> None:
     output[:, 1] = 1
     target = torch.ones(2, 4, 4, dtype=torch.int64)
     target[0, 0, 0] = 2
-    assert top1(lambda _: output, [(torch.zeros(2), target)]).value == pytest.approx(31 / 32)
+    score = top1(lambda _: output, [(torch.zeros(2), target)])
+    assert score.value == pytest.approx(31 / 32)
+    assert score.per_sample.tolist() == [15 / 16, 1]
 
 
 def test_top1_refuses_nothing_and_nan() -> None:

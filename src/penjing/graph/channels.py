@@ -132,7 +132,8 @@ def _order(module: fx.GraphModule) -> dict[str, int]:
 
 
 def _group(components: list[int], places: Mapping[int, Mapping[tuple[str, int], list[int]]], order: Mapping[str, int]) -> Group:
-    keys = sorted(places[components[0]], key=lambda key: (order[key[0]], key[1]))
+    # A weight before the bias that is used with it, so that groups are named after weights.
+    keys = sorted(places[components[0]], key=lambda key: (order[key[0]], key[0].endswith("bias"), key[1]))
     axes = [Axis(name, dim, torch.tensor([places[c][name, dim] for c in components])) for name, dim in keys]
     by_first = axes[0].index[:, 0].argsort()
     return Group(tuple(Axis(a.name, a.dim, a.index[by_first]) for a in axes))
