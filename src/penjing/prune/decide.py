@@ -45,8 +45,7 @@ def choose_widths(
 ) -> dict[str, int]:
     """How many channels of each group stay; see ``plan_channels``.
 
-    Without ``cut_sums``, channels that are added to one another (residual streams) all stay: at equal cost, what is cut
-    inside the blocks is recovered with less training.
+    Without ``cut_sums``, channels that are added to one another (residual streams) all stay.
     """
     if not 0 <= ratio < 1:
         raise RecipeError(f"ratio is {ratio}; give the share of channels to drop, from 0 up to 1, e.g. 0.5")

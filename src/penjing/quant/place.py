@@ -66,7 +66,7 @@ def _read_as_integer(node: fx.Node, target: Target) -> bool:
 
 
 def _ends_convolution(node: fx.Node, target: Target) -> bool:
-    """ONNX Runtime runs a convolution in int8 only when its output has a grid; OpenVINO is no slower with one."""
+    """ONNX Runtime runs a convolution in int8 only when its output has a grid; OpenVINO takes the same file."""
     if node.target in target.fused and len(node.all_input_nodes[0].users) == 1:
         node = node.all_input_nodes[0]
     return node.target in CONVOLUTIONS
