@@ -30,6 +30,7 @@ from penjing.prune import choose_widths, plan_widths, prune_channels
 from penjing.quant import quantize, target_named
 from penjing.report import write_report
 from penjing.result import Result, load_result
+from penjing.score import Evidence, l2_norm
 from penjing.search import Budget, Candidate, Cost, climb, within_limits
 from penjing.task import Inputs, Task, as_tuple, check_task
 from penjing.train import Epoch, Training, fit
@@ -183,8 +184,8 @@ class _Compression:
         ]
 
     def _cut(self, net: nn.Module, widths: Mapping[str, int], *, verify: bool) -> tuple[nn.Module, ChannelPlan]:
-        weights = dict(net.named_parameters(remove_duplicate=False))
-        plan = plan_widths(find_channels(capture(net, self.example)), weights, widths)
+        evidence = Evidence.of(capture(net, self.example))
+        plan = plan_widths(evidence.channels, l2_norm(evidence), widths)
         return (prune_channels(net, plan, self.example, verify=verify), plan) if plan.keep else (net, plan)
 
     def _shipped(self, net: nn.Module, path: Path, calibration: list[Inputs]) -> tuple[nn.Module, Artifact]:

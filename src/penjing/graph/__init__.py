@@ -8,6 +8,5 @@ from penjing.graph.capture import free_batch as free_batch
 from penjing.graph.capture import takes_any_batch as takes_any_batch
 from penjing.graph.channels import Axis as Axis
 from penjing.graph.channels import Channels as Channels
-from penjing.graph.channels import Criterion as Criterion
 from penjing.graph.channels import Group as Group
 from penjing.graph.channels import find_channels as find_channels

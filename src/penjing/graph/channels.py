@@ -1,7 +1,7 @@
 """From labels to groups: the channels that live or die together, and what keeps the others from being cut."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ class Group:
     axes: tuple[Axis, ...]
     part: int = 0  # which of the groups whose first parameter is the same
     summed: bool = False  # whether they are added to one another on the way, as on a residual stream
+    blocks: Tensor | None = None  # shape (blocks, channels of each): equally many of every row stay, as in a group norm
 
     @property
     def channels(self) -> int:
@@ -64,9 +65,6 @@ class Channels:
     fixed: Mapping[tuple[str, int], str]
     reads: frozenset[tuple[str, int]]
     shapes: Mapping[str, tuple[int, ...]]
-
-
-Criterion = Callable[[Group, Mapping[str, Tensor]], Tensor]  # -> shape (channels,), higher = keep
 
 
 def find_channels(graph: Graph) -> Channels:

@@ -1,18 +1,18 @@
 """Cut the channels that a plan names out of a copy of the model: obey, think nothing, then prove it."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import PlanError
-from penjing.graph import Criterion, as_inputs
+from penjing.graph import as_inputs
 from penjing.plan import ChannelPlan
 from penjing.prune.decide import plan_channels
 from penjing.prune.verify import verify_pruned
-from penjing.score import l2_norm
+from penjing.score import Criterion, l2_norm
 
 
 def prune_channels(
@@ -49,11 +49,12 @@ def prune(
     ratio: float,
     *,
     criterion: Criterion = l2_norm,
+    data: Iterable[Any] | None = None,
     exclude: Sequence[str] = (),
     round_to: int = 8,
 ) -> nn.Module:
     """``plan_channels`` and ``prune_channels`` in one line."""
-    plan = plan_channels(model, example, ratio, criterion=criterion, exclude=exclude, round_to=round_to)
+    plan = plan_channels(model, example, ratio, criterion=criterion, data=data, exclude=exclude, round_to=round_to)
     return prune_channels(model, plan, example)
 
 

@@ -1,14 +1,15 @@
 """Choose the channels that stay: first how many of each group, then which."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import Tensor, nn
 
 from penjing.errors import PlanError, RecipeError
-from penjing.graph import Channels, Criterion, as_inputs, capture, check_weights, find_channels
+from penjing.graph import Channels, as_inputs, capture, check_weights
 from penjing.plan import ChannelPlan
-from penjing.score import l2_norm
+from penjing.score import Criterion, Evidence, Scores, l2_norm
 
 Widths = Mapping[str, int]  # group name -> channels that stay
 
@@ -19,6 +20,7 @@ def plan_channels(
     ratio: float,
     *,
     criterion: Criterion = l2_norm,
+    data: Iterable[Any] | None = None,
     exclude: Sequence[str] = (),
     round_to: int = 8,
 ) -> ChannelPlan:
@@ -35,9 +37,9 @@ def plan_channels(
         ModelError: The model cannot be read, or its weights are not finite.
     """
     check_weights(model)
-    channels = find_channels(capture(model, as_inputs(example)))
-    widths = choose_widths(channels, ratio, exclude=exclude, round_to=round_to)
-    return plan_widths(channels, dict(model.named_parameters(remove_duplicate=False)), widths, criterion=criterion)
+    evidence = Evidence.of(capture(model, as_inputs(example)), data)
+    widths = choose_widths(evidence.channels, ratio, exclude=exclude, round_to=round_to)
+    return plan_widths(evidence.channels, criterion(evidence), widths)
 
 
 def choose_widths(
@@ -62,9 +64,7 @@ def choose_widths(
     }
 
 
-def plan_widths(
-    channels: Channels, weights: Mapping[str, Tensor], widths: Widths, *, criterion: Criterion = l2_norm
-) -> ChannelPlan:
+def plan_widths(channels: Channels, scores: Scores, widths: Widths) -> ChannelPlan:
     """Decide which channels stay, given how many of each group; groups that ``widths`` does not name are left whole.
 
     Raises:
@@ -79,7 +79,7 @@ def plan_widths(
         gone = group.channels - widths.get(group.name, group.channels)
         if not gone:
             continue
-        worst = criterion(group, weights).argsort(stable=True)[:gone]
+        worst = scores[group.name].argsort(stable=True)[:gone]
         for axis in group.axes:
             dropped.setdefault((axis.name, axis.dim), set()).update(axis.index[worst].flatten().tolist())
     keep: dict[str, dict[int, tuple[int, ...]]] = {}

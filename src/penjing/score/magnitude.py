@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 from penjing.graph import Group
+from penjing.score.evidence import Evidence, Scores
 
 
-def l2_norm(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
+def l2_norm(evidence: Evidence) -> Scores:
     """Root of the summed squares of every weight that leaves with the channel (after Li et al. 2017, arXiv:1608.08710).
 
     Every axis is divided by its own mean over the channels first, so that a long one does not drown the others.
-
-    Returns:
-        Shape ``(channels,)``, higher = keep.
     """
+    weights = evidence.weights
+    return {group.name: _l2(group, weights) for group in evidence.channels.groups}
+
+
+def _l2(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
     total = torch.zeros(group.channels, dtype=torch.float64)
     for axis in group.axes:
         weight = weights.get(axis.name)
