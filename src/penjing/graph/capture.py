@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError, first_line
+from penjing.graph.functional import make_functional
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     """
     inputs = as_inputs(example)
     try:
-        still = copy.deepcopy(model).eval()
+        still = _not_in_place(copy.deepcopy(model).eval())
     except Exception as e:  # deepcopy raises whatever the parts of the model raise
         raise ModelError(f"{type(model).__name__} cannot be copied: {first_line(e)}") from e
     try:
@@ -77,6 +78,14 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
         if free_batch(inputs) is inputs:
             raise
     return _read(still, inputs)  # it wants the very batch that was given
+
+
+def _not_in_place(model: nn.Module) -> nn.Module:
+    """Layers that need not write into their inputs don't, so that the graph is functional as it is read."""
+    for module in model.modules():
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False
+    return model
 
 
 def free_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -98,7 +107,9 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     try:
         with torch.no_grad(), _without_torchs_own_noise():
             program = torch.export.export(still, inputs, dynamic_shapes=_nested(still, dims), strict=False)
-            module = _plain(program.run_decompositions({}).module(check_guards=False))
+            module = _plain(program.module(check_guards=False))
+            if not make_functional(module):
+                module = _plain(program.run_decompositions({}).module(check_guards=False))
     except Exception as e:  # torch.export raises many types; the reason is in its first line
         shapes = [tuple(x.shape) for x in inputs]
         raise ModelError(f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {first_line(e)}") from e

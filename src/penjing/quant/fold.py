@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from penjing.quant.targets import WEIGHTED
 
-NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
+NORM = torch.ops.aten.batch_norm.default
 
 
 def fold_batch_norm(module: fx.GraphModule) -> None:
@@ -17,18 +17,14 @@ def fold_batch_norm(module: fx.GraphModule) -> None:
     weight) stays where it is.
     """
     for norm in [n for n in module.graph.nodes if n.target is NORM]:
-        layer, readers = norm.args[0], list(norm.users)
+        layer = norm.args[0]
         weight = layer.args[1] if layer.target in WEIGHTED else None
         if weight is None or weight.op != "get_attr" or len(layer.users) > 1 or _uses(module, weight) > 1:
             continue
-        if any(r.target is not operator.getitem or r.args[1] != 0 for r in readers) or (
-            _groups(layer) > 1 and WEIGHTED[layer.target]
-        ):
+        if _groups(layer) > 1 and WEIGHTED[layer.target]:
             continue
         _fold(module, layer, norm)
-        for reader in readers:
-            reader.replace_all_uses_with(layer)
-            module.graph.erase_node(reader)
+        norm.replace_all_uses_with(layer)
         module.graph.erase_node(norm)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -39,7 +35,7 @@ def _fold(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     gamma, beta, mean, variance = (_tensor(module, a) for a in norm.args[1:5])
     assert mean is not None
     assert variance is not None
-    eps = norm.args[6]
+    eps = norm.args[7]
     assert isinstance(eps, float)
     scale = (variance.double() + eps).rsqrt() * (1 if gamma is None else gamma.double())
     weight, bias = _tensor(module, layer.args[1]), _tensor(module, layer.args[2] if len(layer.args) > 2 else None)

@@ -17,6 +17,7 @@ WEIGHTED: dict[Any, int] = {  # operation -> which dim of its weight holds the o
     aten.conv1d.default: 0,
     aten.conv2d.default: 0,
     aten.conv3d.default: 0,
+    **{getattr(aten, f"conv{n}d").padding: 0 for n in (1, 2, 3)},  # padding="same"
     aten.conv_transpose2d.input: 1,
     aten.linear.default: 0,
 }
@@ -24,6 +25,9 @@ CONVOLUTIONS = frozenset(WEIGHTED) - {aten.linear.default}
 PASSING = frozenset(
     {
         aten.max_pool2d.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.contiguous.default,
         aten.view.default,
         aten._unsafe_view.default,
         aten.reshape.default,
