@@ -84,7 +84,7 @@ def _not_in_place(model: nn.Module) -> nn.Module:
     """Layers that need not write into their inputs don't, so that the graph is functional as it is read."""
     for module in model.modules():
         if getattr(module, "inplace", None) is True:
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
     return model
 
 

@@ -1,16 +1,17 @@
 """From labels to groups: the channels that live or die together, and what keeps the others from being cut."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from penjing.graph.capture import Graph
+from penjing.graph.families import Places, settled
+from penjing.graph.labels import INPUT, Ledger, unlabelled
 from penjing.graph.rules import RULES
-from penjing.graph.walk import INPUT, Ledger, Walk, unlabelled
+from penjing.graph.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,24 @@ class Channels:
         fixed: ``{(parameter, dim): reason}`` for dimensions of which some channels must stay.
         reads: Dimensions of weights that sum over a value's channels; zeroed there, a channel contributes nothing.
         shapes: Of every parameter that was labelled.
+        ledger: The labels of every value, for those who must know where in the graph a channel is.
     """
 
     groups: tuple[Group, ...]
     fixed: Mapping[tuple[str, int], str]
     reads: frozenset[tuple[str, int]]
     shapes: Mapping[str, tuple[int, ...]]
+    ledger: Ledger = field(repr=False)
+
+    def alive(self, keep: Mapping[str, Mapping[int, Iterable[int]]]) -> Tensor:
+        """Which labels a plan keeps; shape ``(labels,)``, boolean."""
+        alive = torch.ones(self.ledger.count, dtype=torch.bool)
+        for (name, dim), start in self.ledger.first.items():
+            if dim in keep.get(name, {}):
+                size = self.shapes[name][dim]
+                alive[start : start + size] = False
+                alive[start + torch.tensor(list(keep[name][dim]))] = True
+        return alive
 
 
 def find_channels(graph: Graph) -> Channels:
@@ -72,19 +85,16 @@ def find_channels(graph: Graph) -> Channels:
     ledger = Ledger()
     walk = Walk(graph.module, RULES, ledger, graph.constants)
     walk.run(*(unlabelled(x.shape, INPUT) for x in graph.example))
-    component = _components(ledger)
-    reasons = {int(component[i]): why for labels, why in reversed(ledger.frozen) for i in labels.tolist()}
-    places = _places(ledger, component)
+    families = settled(ledger)
+    summed = {int(families.component[i]) for labels in ledger.sums for i in labels.unique().tolist()}
     order = _order(graph.module)
-    families: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
-    for c, members in sorted(places.items()):
-        if c not in reasons:
-            families[tuple(sorted((name, dim, len(index)) for (name, dim), index in members.items()))].append(c)
-    summed = {int(component[i]) for labels in ledger.sums for i in labels.unique().tolist()}
-    groups = _numbered(replace(_group(f, places, order), summed=not summed.isdisjoint(f)) for f in families.values())
-    fixed = {place: reasons[c] for c, members in places.items() if c in reasons for place in members}
+    groups = _numbered(
+        replace(_group(f, families.places, order, families.rows.get(i)), summed=not summed.isdisjoint(f))
+        for i, f in enumerate(families.members)
+    )
+    fixed = {place: families.reasons[c] for c, held in families.places.items() if c in families.reasons for place in held}
     groups.sort(key=lambda g: (order[g.axes[0].name], int(g.axes[0].index[0, 0])))
-    return Channels(tuple(groups), fixed, frozenset(ledger.reads), ledger.shapes)
+    return Channels(tuple(groups), fixed, frozenset(ledger.reads), ledger.shapes, ledger)
 
 
 def _numbered(groups: Iterable[Group]) -> list[Group]:
@@ -98,27 +108,6 @@ def _numbered(groups: Iterable[Group]) -> list[Group]:
     return numbered
 
 
-def _components(ledger: Ledger) -> np.ndarray:
-    """The number of the connected component of each label."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    a, b = (torch.cat([j[i] for j in ledger.joins] or [torch.empty(0, dtype=torch.int64)]).numpy() for i in (0, 1))
-    met = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(ledger.count, ledger.count))
-    _, component = connected_components(met, directed=False)
-    return np.asarray(component)
-
-
-def _places(ledger: Ledger, component: np.ndarray) -> dict[int, dict[tuple[str, int], list[int]]]:
-    """For each component, the indices it holds of each dimension of each parameter."""
-    places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for (name, dim), start in ledger.first.items():
-        size = ledger.shapes[name][dim]
-        for index, c in enumerate(component[start : start + size].tolist()):
-            places[c][name, dim].append(index)
-    return places
-
-
 def _order(module: fx.GraphModule) -> dict[str, int]:
     """When each parameter is first used, so that groups come in the order the model computes."""
     used: dict[str, int] = {}
@@ -129,9 +118,11 @@ def _order(module: fx.GraphModule) -> dict[str, int]:
     return used
 
 
-def _group(components: list[int], places: Mapping[int, Mapping[tuple[str, int], list[int]]], order: Mapping[str, int]) -> Group:
+def _group(components: list[int], places: Places, order: Mapping[str, int], rows: list[list[int]] | None) -> Group:
     # A weight before the bias that is used with it, so that groups are named after weights.
     keys = sorted(places[components[0]], key=lambda key: (order[key[0]], key[0].endswith("bias"), key[1]))
     axes = [Axis(name, dim, torch.tensor([places[c][name, dim] for c in components])) for name, dim in keys]
     by_first = axes[0].index[:, 0].argsort()
-    return Group(tuple(Axis(a.name, a.dim, a.index[by_first]) for a in axes))
+    number = {components[i]: n for n, i in enumerate(by_first.tolist())}
+    blocks = torch.tensor(sorted(sorted(number[c] for c in row) for row in rows)) if rows else None
+    return Group(tuple(Axis(a.name, a.dim, a.index[by_first]) for a in axes), blocks=blocks)

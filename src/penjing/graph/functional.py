@@ -73,7 +73,7 @@ def _inline_modes(module: fx.GraphModule) -> None:
             inner = operator.attrgetter(str(body.target))(module)
             with module.graph.inserting_before(node):
                 values = dict(zip([n for n in inner.graph.nodes if n.op == "placeholder"], given, strict=True))
-                result = module.graph.graph_copy(inner.graph, values)  # type: ignore[arg-type]
+                result = module.graph.graph_copy(inner.graph, values)
             _use_parts(node, result)
             module.graph.erase_node(node)
             if not body.users:
@@ -89,5 +89,7 @@ def _use_parts(node: fx.Node, result: object) -> None:
         return
     for user in list(node.users):
         assert user.target is operator.getitem
-        user.replace_all_uses_with(result[user.args[1]])  # type: ignore[call-overload, arg-type]
+        place = user.args[1]
+        assert isinstance(place, int)
+        user.replace_all_uses_with(result[place])
         user.graph.erase_node(user)

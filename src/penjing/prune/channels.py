@@ -1,45 +1,91 @@
 """Cut the channels that a plan names out of a copy of the model: obey, think nothing, then prove it."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import PlanError
-from penjing.graph import as_inputs
+from penjing.errors import NotEquivalent, PlanError
+from penjing.graph import Channels, Graph, as_inputs, capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune.decide import plan_channels
-from penjing.prune.verify import verify_pruned
+from penjing.prune.rewrite import with_rewritten_forward
+from penjing.prune.verify import verify_against
 from penjing.score import Criterion, l2_norm
 
 
+class RewrittenWarning(UserWarning):
+    """A pruned model has the exported graph as its forward, because its own has sizes written into it."""
+
+
 def prune_channels(
-    model: nn.Module, plan: ChannelPlan, example: Tensor | Sequence[Tensor], *, verify: bool = True
+    model: nn.Module,
+    plan: ChannelPlan,
+    example: Tensor | Sequence[Tensor],
+    *,
+    verify: bool = True,
+    rewrite: bool | None = None,
 ) -> nn.Module:
     """A smaller copy of ``model``: its own class, hooks and parameter names, with the plan's indices kept.
 
-    Unless ``verify`` is off, the result is compared in float64 with the original whose removed channels contribute
-    nothing, and only handed back when the two agree.
+    Unless ``verify`` is off, the result is compared in float64 with the original in which the removed channels take no
+    part, and only handed back when the two agree. Where ``forward`` has sizes written into it (``view(B, 64, -1)``), the
+    copy gets the exported graph as its forward, with these sizes rewritten, and a ``RewrittenWarning`` says so.
+
+    Args:
+        example: Inputs as the model takes them; only their shapes matter.
+        rewrite: Whether to give the copy the exported graph as its forward; by default only where verifying shows the need.
 
     Raises:
         PlanError: The plan does not fit the model; names the first parameter that differs.
         NotEquivalent: The smaller model computes something else.
     """
     inputs = as_inputs(example)
+    small = _touched(model, plan)
+    if not verify and not rewrite:
+        return small
+    graph = capture(model, inputs)
+    return _proven(small, graph, find_channels(graph), plan, verify=verify, rewrite=rewrite)
+
+
+def _proven(
+    small: nn.Module, graph: Graph, channels: Channels, plan: ChannelPlan, *, verify: bool, rewrite: bool | None
+) -> nn.Module:
+    """``small`` once it is verified, with its forward rewritten if it must be."""
+    if rewrite:
+        small = with_rewritten_forward(small, graph, channels, plan) or small
+    if not verify:
+        return small
+    try:
+        verify_against(graph, channels, small, plan)
+    except NotEquivalent as reason:
+        rewritten = None if rewrite is not None else with_rewritten_forward(small, graph, channels, plan)
+        if rewritten is None:
+            raise
+        try:
+            verify_against(graph, channels, rewritten, plan)
+        except NotEquivalent:
+            raise reason from None
+        message = f"the forward of {type(small).__name__} has sizes written into it: the pruned model runs its exported graph"
+        warnings.warn(message, RewrittenWarning, stacklevel=3)
+        return rewritten
+    return small
+
+
+def _touched(model: nn.Module, plan: ChannelPlan) -> nn.Module:
+    """A copy of the model with the plan's indices of its parameters and buffers, and layers that know their sizes."""
     small = copy.deepcopy(model)
-    _check_fit(small, plan)
-    cut: dict[int, Any] = {
-        id(_tensors(small)[name]): _selected(_tensors(small)[name], dims) for name, dims in plan.keep.items()
-    }
+    tensors = _tensors(small)
+    _check_fit(tensors, plan)
+    cut: dict[int, Any] = {id(tensors[name]): _selected(tensors[name], dims) for name, dims in plan.keep.items()}
     for module in small.modules():  # by identity, so that shared parameters are cut once and stay shared
         for held in (module._parameters, module._buffers):
             held.update({leaf: cut[id(old)] for leaf, old in held.items() if id(old) in cut})
     for module in small.modules():
         _match_attributes(module)
-    if verify:
-        verify_pruned(model, small, plan, inputs)
     return small
 
 
@@ -62,8 +108,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
-def _check_fit(model: nn.Module, plan: ChannelPlan) -> None:
-    tensors = _tensors(model)
+def _check_fit(tensors: Mapping[str, Tensor], plan: ChannelPlan) -> None:
     for name, dims in plan.keep.items():
         if name not in tensors:
             raise PlanError(f"the plan cuts {name}, which the model does not have; it was made for another model")
@@ -92,6 +137,8 @@ def _match_attributes(module: nn.Module) -> None:
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if module.groups == module.in_channels > 1:
+            module.groups = weight.shape[0]
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.conv._ConvNd):
         if module.groups == module.in_channels > 1:  # depthwise: as many groups as inputs
@@ -101,5 +148,13 @@ def _match_attributes(module: nn.Module) -> None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:  # every channel by itself
+            module.num_groups = weight.shape[0]
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape

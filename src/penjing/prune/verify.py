@@ -1,12 +1,11 @@
-"""The oracle: the pruned network equals the original with the removed channels' contribution zeroed at the consumers.
+"""The oracle: the pruned network equals the original in which the removed channels take no part.
 
-The reference never cuts anything: it runs the exported graph of the original in float64 and masks, where a weight sums
-over channels, the indices that the plan drops. It shares no code with the surgery.
+The reference never cuts anything (``prune/masked.py``): it runs the exported graph of the original in float64. The pruned
+network runs as it is, in its own Python code, so the two share nothing but the labels of what is dropped.
 """
 
+import copy
 import math
-import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,26 +13,13 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from penjing.errors import ModelError, NotEquivalent
-from penjing.graph import capture, find_channels
+from penjing.graph import Channels, Graph, capture, find_channels
 from penjing.plan import ChannelPlan
+from penjing.prune.double import FastGroups
+from penjing.prune.masked import Masked
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest value of the output
-
-
-class Masked(fx.Interpreter):
-    """Run a graph with the ``keep`` indices of some weights as they are and all others zeroed."""
-
-    def __init__(self, module: fx.GraphModule, keep: Mapping[str, Mapping[int, tuple[int, ...]]]) -> None:
-        super().__init__(module)
-        self.keep = keep
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
-        value: Tensor = super().get_attr(target, args, kwargs)
-        for dim, index in self.keep.get(str(target), {}).items():
-            mask = torch.zeros(value.shape[dim], dtype=value.dtype, device=value.device)
-            mask[list(index)] = 1
-            value = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
-        return value
+_CURE = "its forward handles channels in a way that was not understood; leave these layers whole with exclude=[...]"
 
 
 def verify_pruned(model: nn.Module, small: nn.Module, plan: ChannelPlan, example: tuple[Tensor, ...]) -> float:
@@ -45,17 +31,21 @@ def verify_pruned(model: nn.Module, small: nn.Module, plan: ChannelPlan, example
     Raises:
         NotEquivalent: They differ, or the smaller one does not run; names the first value that differs.
     """
-    graph, cut = capture(model, example), _captured(small, example)
-    reads = find_channels(graph).reads
-    consumers = {n: {d: i for d, i in dims.items() if (n, d) in reads} for n, dims in plan.keep.items()}
+    graph = capture(model, example)
+    return verify_against(graph, find_channels(graph), small, plan)
+
+
+def verify_against(graph: Graph, channels: Channels, small: nn.Module, plan: ChannelPlan) -> float:
+    """``verify_pruned`` for a model that was read already."""
     generator = torch.Generator().manual_seed(0)
     drawn = tuple(torch.randn(x.shape, generator=generator).to(x.device) if x.is_floating_point() else x for x in graph.example)
     for dtype, tolerance in TOLERANCE.items():
-        reference, pruned = Masked(graph.module.to(dtype), consumers), fx.Interpreter(cut.to(dtype))
+        reference = Masked(copy.deepcopy(graph.module).to(dtype), channels, plan.keep)
+        pruned = copy.deepcopy(small).to(dtype).eval()
         try:
             # The example is for models that take no random numbers, such as the logarithm of a positive image.
             for inputs in (_typed(drawn, dtype), _typed(graph.example, dtype)):
-                expected, found = _outputs(reference, inputs), _outputs(pruned, inputs)
+                expected = _outputs(reference.run, inputs)
                 if all(_is_finite(x) for x in expected):
                     break
             else:
@@ -64,8 +54,9 @@ def verify_pruned(model: nn.Module, small: nn.Module, plan: ChannelPlan, example
                 )
         except RuntimeError as e:  # a dtype is written into the model: compare in the one it was made for
             if dtype == torch.float32:
-                raise NotEquivalent(f"the pruned model does not run: {e}; {_CURE}") from e
+                raise NotEquivalent(f"the original does not run on random inputs: {e}") from e
             continue
+        found = _pruned_outputs(pruned, inputs)
         error = max(map(_relative, found, expected), default=0.0) if len(found) == len(expected) else math.inf
         if error > tolerance:
             where = _first_difference(reference, pruned, plan, inputs, tolerance)
@@ -80,23 +71,20 @@ def _typed(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
 
 
-def _outputs(interpreter: fx.Interpreter, inputs: tuple[Tensor, ...]) -> list[Any]:
-    with torch.no_grad():
-        return tree_leaves(interpreter.run(*inputs))
+def _outputs(run: Any, inputs: tuple[Tensor, ...]) -> list[Any]:
+    with torch.no_grad(), FastGroups():
+        return tree_leaves(run(*inputs))
+
+
+def _pruned_outputs(pruned: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
+    try:
+        return _outputs(pruned, inputs)
+    except Exception as e:  # whatever the user's forward raises, it was not made for these sizes
+        raise NotEquivalent(f"the pruned model does not run, its forward has sizes written into it; {_CURE} ({e})") from e
 
 
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, Tensor) or bool(value.isfinite().all())
-
-
-_CURE = "its forward handles channels in a way that was not understood; leave these layers whole with exclude=[...]"
-
-
-def _captured(small: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
-    try:
-        return capture(small, example).module
-    except ModelError as e:
-        raise NotEquivalent(f"the pruned model does not run, its forward has sizes written into it; {_CURE} ({e})") from e
 
 
 def _relative(a: Any, b: Any) -> float:
@@ -112,10 +100,14 @@ def _relative(a: Any, b: Any) -> float:
 
 
 def _first_difference(
-    reference: fx.Interpreter, found: fx.Interpreter, plan: ChannelPlan, inputs: tuple[Tensor, ...], tolerance: float
+    reference: fx.Interpreter, pruned: nn.Module, plan: ChannelPlan, inputs: tuple[Tensor, ...], tolerance: float
 ) -> str:
     """The first weighted operation whose kept outputs differ."""
-    pairs = zip(_weighted(reference, inputs), _weighted(found, inputs), strict=False)
+    try:
+        found = fx.Interpreter(capture(pruned, inputs).module)
+        pairs = zip(_weighted(reference, inputs), _weighted(found, inputs), strict=False)
+    except (ModelError, RuntimeError):  # it cannot be read: where it differs stays unknown
+        return "the output"
     for (name, expected), (_, value) in pairs:
         index = plan.keep.get(name, {}).get(0)
         if index is not None and expected.ndim > 1 and expected.shape[1] > max(index):
@@ -134,7 +126,7 @@ def _weighted(interpreter: fx.Interpreter, inputs: tuple[Tensor, ...]) -> list[t
     for node in interpreter.graph.nodes:
         names = [str(i.target) for i in node.all_input_nodes if i.op == "get_attr"]
         value = interpreter.env.get(node)
-        value = value[0] if isinstance(value, tuple) and node.target is not operator.getitem else value
+        value = value[0] if isinstance(value, tuple) else value
         if names and isinstance(value, Tensor):
             weighted.append((names[0], value))
     return weighted

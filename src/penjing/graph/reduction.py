@@ -1,0 +1,128 @@
+"""Rules for norms, reductions, softmax and pooling: what mixes channels does so with those that are left."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, fx
+
+from penjing.graph.labels import Labels, Ledger, Sheets, Value, Weight, bound, narrow, sheets_of, tidy, unlabelled, varies
+from penjing.graph.meeting import met
+from penjing.graph.walk import out_shape
+
+
+def batch_norm(ledger: Ledger, node: fx.Node, x: Value, *parameters: Any) -> Any:
+    """Each channel by itself: its scale, shift, mean and variance go with it."""
+    if len(parameters) > 4 and parameters[4] is True:  # its own statistics: a mean over all but the channels
+        x = bound([_mixed(ledger, node, s, [d for d in range(x.ndim) if d != 1], keep=True) for s in sheets_of(x)], x.shape)
+    through = [s for s in sheets_of(x) if not varies(s, 1)] if isinstance(x, Sheets) else []
+    own = bound([s for s in sheets_of(x) if all(s is not t for t in through)], x.shape)
+    channels = ledger.vector(own, 1, f"{node.target} over values that are not channels")
+    for p in parameters:
+        if isinstance(p, Weight | Tensor | Sheets):
+            labels = ledger.labels_of(p, 0) if isinstance(p, Weight) else ledger.vector(p, 0, str(node.target))
+            ledger.join(channels, labels, f"{node.target} with a value of fixed size")
+    shape = out_shape(node)
+    out = bound([channels.view(1, -1, *[1] * (x.ndim - 2)).expand(shape), *through], shape)
+    return (out, None, None) if isinstance(node.meta["val"], tuple | list) else out
+
+
+def instance_norm(ledger: Ledger, node: fx.Node, x: Value, *parameters: Any) -> Any:
+    """Each channel of each sample by itself."""
+    return batch_norm(ledger, node, x, *[p for p in parameters if isinstance(p, Weight | Tensor | Sheets)])
+
+
+def group_norm(ledger: Ledger, node: fx.Node, x: Value, groups: int, *parameters: Any) -> Labels:
+    """Every group of channels by itself: equally many of each stay, and the statistics are theirs."""
+    channels = ledger.vector(x, 1, f"{node.target} over values that are not channels")
+    for p in parameters:
+        if isinstance(p, Weight | Tensor):
+            labels = ledger.labels_of(p, 0) if isinstance(p, Weight) else ledger.vector(p, 0, str(node.target))
+            ledger.join(channels, labels, f"{node.target} with a value of fixed size")
+    out = channels.view(1, -1, *[1] * (x.ndim - 2)).expand(out_shape(node))
+    if groups < len(channels):
+        ledger.balance(channels.view(groups, -1))
+        ledger.mix(node.name, 0, out)
+    return out
+
+
+def layer_norm(ledger: Ledger, node: fx.Node, x: Value, shape: Sequence[int], *parameters: Any) -> Value:
+    """Over the last dimensions, whose channels are averaged over."""
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    sheets = [_mixed(ledger, node, s, dims, keep=True) for s in sheets_of(x)]
+    values = [ledger.value(p) if isinstance(p, Weight) else p for p in parameters if isinstance(p, Weight | Tensor | Sheets)]
+    return met(ledger, [bound(sheets, x.shape), *values], str(node.target), tuple(x.shape))
+
+
+def pooling(ledger: Ledger, node: fx.Node, x: Labels, *_: Any, **__: Any) -> Any:
+    """Mixes positions, never channels; channels that lie along the positions are frozen."""
+    shape = out_shape(node)
+    changed = [d for d in range(x.ndim) if d >= 2 or x.shape[d] != shape[d]]
+    if any(varies(x, d) for d in changed):
+        ledger.freeze(x, f"{node.target} along the channels")
+        out = unlabelled(shape)
+    else:
+        for d in changed:
+            x = x.narrow(d, 0, 1)
+        out = x.expand(shape)
+    return (out, unlabelled(shape)) if isinstance(node.meta["val"], tuple | list) else out
+
+
+def reduction(ledger: Ledger, node: fx.Node, x: Value, dim: Any = None, keepdim: bool = False, *_: Any, **__: Any) -> Value:
+    """Sum, mean, extremes: along positions nothing; along channels, of those that are left."""
+    return _reduced(ledger, node, x, dim, bool(keepdim or node.kwargs.get("keepdim", False)))
+
+
+def vector_norm(
+    ledger: Ledger, node: fx.Node, x: Value, _order: Any = 2, dim: Any = None, keepdim: bool = False, **__: Any
+) -> Value:
+    """A norm, the dimensions after its order."""
+    return _reduced(ledger, node, x, dim, bool(keepdim or node.kwargs.get("keepdim", False)))
+
+
+def extremes(ledger: Ledger, node: fx.Node, x: Value, dim: int, keepdim: bool = False) -> Any:
+    """Values and where they are; a place along the channels means nothing once some are gone."""
+    if any(varies(s, dim % x.ndim) for s in sheets_of(x)):
+        ledger.freeze_value(x, f"{node.target} says which channel")
+        x = unlabelled(x.shape)
+    out = _reduced(ledger, node, x, dim, keepdim)
+    return [out, unlabelled(out.shape)]
+
+
+def _reduced(ledger: Ledger, node: fx.Node, x: Value, dim: Any, keepdim: bool) -> Value:
+    every = dim is None or dim == []
+    dims = list(range(x.ndim)) if every else [d % x.ndim for d in (dim if isinstance(dim, list | tuple) else [dim])]
+    sheets = [_mixed(ledger, node, s, dims, keep=False) for s in sheets_of(x)]
+    if not keepdim:
+        for d in sorted(dims, reverse=True):
+            sheets = [s.squeeze(d) if s.shape[d] == 1 else s.select(d, 0) for s in sheets]
+    shape = out_shape(node)
+    return bound([s.expand(shape) for s in sheets], shape)
+
+
+def softmax(ledger: Ledger, node: fx.Node, x: Labels, dim: int, *_: Any, **__: Any) -> Labels:
+    """Shares of a whole: along channels, of those that are left."""
+    return _mixed(ledger, node, x, [dim % x.ndim], keep=True).expand(x.shape)
+
+
+def _mixed(ledger: Ledger, node: fx.Node, labels: Labels, dims: Sequence[int], *, keep: bool) -> Labels:
+    """Note that the node mixes what varies along ``dims``, which have size 1 afterwards unless they are kept."""
+    labels = tidy(labels)
+    free = ledger.free_dim(labels)
+    across = [d for d in dims if varies(labels, d)]
+    if across and free is not None and free not in across:  # rows are mixed place by place: the same places in each
+        labels = ledger.joined(labels, across, str(node.target)).expand(labels.shape)
+        across = []
+    if across:
+        others = [d for d in range(labels.ndim) if d not in dims and varies(labels, d)]
+        if others and free is None:
+            ledger.freeze(labels, f"{node.target} over values that are not channels")
+        else:
+            ledger.mix(node.name, 0, labels)
+        if not keep:
+            return unlabelled([1 if d in dims else n for d, n in enumerate(labels.shape)])
+    if keep:
+        return labels
+    small = narrow(labels)
+    for d in dims:
+        small = small.narrow(d, 0, 1)
+    return small.expand([1 if d in dims else n for d, n in enumerate(labels.shape)])

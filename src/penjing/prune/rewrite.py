@@ -1,0 +1,219 @@
+"""For models with sizes written into ``forward``: give the pruned copy the exported graph, sizes rewritten, as its forward.
+
+The copy keeps its class, modules, parameter names and modes: dropout and batch norm ask the very modules they belong to
+whether they are in training. What is lost is Python: hooks of inner modules, and branches that only training takes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from penjing.graph import Channels, Graph
+from penjing.graph.labels import Labels, Sheets, Weight, narrow, sheets_of, varies
+from penjing.plan import ChannelPlan
+
+aten = torch.ops.aten
+MODES: dict[Any, int] = {  # where an operation says whether it is in training
+    aten.batch_norm.default: 5,
+    aten.instance_norm.default: 5,
+    aten.dropout.default: 2,
+    aten.feature_dropout.default: 2,
+    aten.alpha_dropout.default: 2,
+    aten.feature_alpha_dropout.default: 2,
+}
+
+
+def with_rewritten_forward(small: nn.Module, graph: Graph, channels: Channels, plan: ChannelPlan) -> nn.Module | None:
+    """``small``, a touched copy of the model that ``graph`` was read from, with a forward that fits; None if no size differs.
+
+    The module is changed: its class becomes a subclass of its own, whose ``forward`` is the graph.
+    """
+    module = graph.module
+    rewritten, places = fx.Graph(), dict[fx.Node, fx.Node]()
+    rewritten.output(rewritten.graph_copy(module.graph, places))
+    rewritten.set_codegen(module.graph._codegen)
+    sizes = Sizes(channels, plan)
+    changed = [sizes.rewrite(node, places[node]) for node in module.graph.nodes if node.op == "call_function"]
+    if not any(changed):
+        return None
+    for node in list(rewritten.nodes):
+        _ask_for_the_mode(rewritten, node)
+    return _bound(small, module, rewritten)
+
+
+def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
+    place = MODES.get(node.target) if node.op == "call_function" else None
+    if place is None or len(node.args) <= place or node.args[place] is not False:
+        return
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    owner = str(stack[-1][0]) if stack else ""
+    with graph.inserting_before(node):
+        mode = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
+    node.args = tuple(mode if i == place else a for i, a in enumerate(node.args))
+
+
+def _bound(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
+    """Compile the graph and make it the forward of ``small``."""
+    for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:
+        if not hasattr(small, name):  # a constant of the graph, or a part of it
+            value = getattr(module, name)
+            small.register_buffer(name, value.clone(), persistent=False) if isinstance(value, Tensor) else setattr(
+                small, name, value
+            )
+    for spec in ("_in_spec", "_out_spec"):
+        if hasattr(module, spec):
+            setattr(small, spec, getattr(module, spec))
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, f"<rewritten forward of {type(small).__name__}>", "exec"), scope)
+    own = type(small)
+    small.__class__ = type(own.__name__, (own,), {"forward": scope["forward"], "rewritten": True, "__doc__": own.__doc__})
+    return small
+
+
+class Sizes:
+    """What the sizes in a graph become under a plan."""
+
+    def __init__(self, channels: Channels, plan: ChannelPlan) -> None:
+        self.ledger = channels.ledger
+        self.alive = channels.alive(plan.keep)
+
+    def rewrite(self, node: fx.Node, copy: fx.Node) -> bool:
+        """Put the new sizes into ``copy``, a copy of ``node``; whether any differs."""
+        rule = _REWRITES.get(node.target)
+        before = (copy.target, copy.args)
+        if rule is not None:
+            rule(self, node, copy)
+        return before != (copy.target, copy.args)
+
+    def of(self, node: Any) -> list[int] | None:
+        """The sizes of a value; None of one that is not a tensor."""
+        value = self.ledger.values.get(node.name) if isinstance(node, fx.Node) else None
+        if isinstance(value, Weight):
+            return list(value.shape)
+        if not isinstance(value, Tensor | Sheets):
+            return None
+        return [min((self._along(s, d) for s in sheets_of(value)), default=n) for d, n in enumerate(value.shape)]
+
+    def kept(self, node: Any, dim: int) -> Tensor | None:
+        """Which indices of a dimension stay; None when the channels do not lie along it."""
+        value = self.ledger.values.get(node.name) if isinstance(node, fx.Node) else None
+        for sheet in sheets_of(value) if isinstance(value, Tensor | Sheets) else ():
+            if varies(sheet, dim % sheet.ndim):
+                mask = self._mask(sheet).movedim(dim, 0)
+                return mask.reshape(mask.shape[0], -1).any(1)
+        return None
+
+    def _mask(self, labels: Labels) -> Tensor:
+        small = narrow(labels)
+        return torch.where(small >= 0, self.alive[small.clamp_min(0)], True)
+
+    def _along(self, labels: Labels, dim: int) -> int:
+        if not varies(labels, dim):
+            return labels.shape[dim]
+        mask = self._mask(labels)
+        if self.ledger.free_dim(labels) == dim:
+            return int(mask.sum(dim).max())
+        return int(mask.movedim(dim, 0).reshape(mask.shape[dim], -1).any(1).sum())
+
+
+def _put(copy: fx.Node, place: int, value: Any) -> None:
+    copy.args = tuple(value if i == place else a for i, a in enumerate(copy.args))
+
+
+def _shape(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    """``view(x, shape)`` and its kind: the sizes of the result."""
+    new, asked = sizes.of(node), node.args[1]
+    assert isinstance(asked, list | tuple)
+    if new is not None and len(new) == len(asked):
+        given = copy.args[1]
+        assert isinstance(given, list | tuple)
+        shaped = [n if isinstance(a, int) and a != -1 else g for a, g, n in zip(asked, given, new, strict=True)]
+        if list(given) != shaped:
+            _put(copy, 1, shaped)
+
+
+def _unflatten(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    new, dim, asked = sizes.of(node), node.args[1], node.args[2]
+    assert isinstance(asked, list | tuple)
+    assert isinstance(dim, int)
+    if new is not None:
+        dim %= len(new) - len(asked) + 1
+        shaped = [n if isinstance(a, int) and a != -1 else a for a, n in zip(asked, new[dim : dim + len(asked)], strict=True)]
+        if list(asked) != shaped:
+            _put(copy, 2, shaped)
+
+
+def _parts(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    """Split and chunk: by the sizes of the parts, unless these are still what was asked for."""
+    dim = node.args[2] if len(node.args) > 2 else 0
+    kept = sizes.kept(node.args[0], int(dim))  # type: ignore[arg-type]
+    parts = sizes.ledger.values[node.name]
+    if kept is None or bool(kept.all()):
+        return
+    lengths = [p.shape[int(dim)] for p in parts]  # type: ignore[arg-type]
+    new = [int(k.sum()) for k in kept.split(lengths)]
+    if node.target is aten.chunk.default and len(set(new)) == 1:
+        return
+    copy.target = aten.split_with_sizes.default
+    copy.args = (copy.args[0], new, dim)
+
+
+def _slice(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    kept = sizes.kept(node.args[0], dim)
+    if kept is None or bool(kept.all()):
+        return
+    ends = [node.args[i] if len(node.args) > i else None for i in (2, 3)]
+    start, stop, _ = slice(*ends).indices(len(kept))
+    new = [int(kept[:start].sum()), int(kept[:stop].sum())]
+    old = [None if e is None else slice(None, e).indices(int(kept.sum()))[1] for e in ends]
+    if (old[0] or 0) != new[0] or (old[1] if old[1] is not None else int(kept.sum())) != new[1]:
+        copy.args = (copy.args[0], dim, *new)
+
+
+def _select(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    dim, index = int(node.args[1]), int(node.args[2])  # type: ignore[arg-type]
+    kept = sizes.kept(node.args[0], dim)
+    if kept is not None and int(kept[: index % len(kept)].sum()) != index % len(kept):
+        _put(copy, 2, int(kept[: index % len(kept)].sum()))
+
+
+def _normalized(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    new, asked = sizes.of(node), node.args[1]
+    assert isinstance(asked, list | tuple)
+    if new is not None and list(asked) != new[-len(asked) :]:
+        _put(copy, 1, new[-len(asked) :])
+
+
+def _groups(place: int) -> Callable[[Sizes, fx.Node, fx.Node], None]:
+    """As many groups as channels before, as many after."""
+
+    def rewrite(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+        source = node.args[0]
+        after = sizes.of(source)
+        groups = node.args[place] if len(node.args) > place else 1
+        if isinstance(source, fx.Node) and after is not None and groups == sizes.ledger.values[source.name].shape[1] > 1:
+            if after[1] != groups:
+                _put(copy, place, after[1])
+
+    return rewrite
+
+
+_REWRITES: dict[Any, Callable[[Sizes, fx.Node, fx.Node], None]] = {
+    **dict.fromkeys([aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default], _shape),
+    aten.unflatten.int: _unflatten,
+    **dict.fromkeys([aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default], _parts),
+    aten.slice.Tensor: _slice,
+    aten.select.int: _select,
+    **dict.fromkeys([aten.layer_norm.default, aten.rms_norm.default], _normalized),
+    aten.group_norm.default: _groups(1),
+    **{
+        getattr(getattr(aten, f"conv{kind}{n}d"), overload): _groups(6)
+        for n in (1, 2, 3)
+        for kind, overloads in (("", ("default", "padding")), ("_transpose", ("default" if n == 1 else "input",)))
+        for overload in overloads
+    },
+}
