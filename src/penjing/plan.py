@@ -15,9 +15,13 @@ Keep = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class ChannelPlan:
-    """Which indices of which parameters and buffers stay: ``keep[name][dim]`` is what ``index_select`` would take."""
+    """Which indices of which parameters and buffers stay: ``keep[name][dim]`` is what ``index_select`` would take.
+
+    ``blocks`` are residual blocks that go as a whole, before anything else is cut.
+    """
 
     keep: Keep
+    blocks: tuple[str, ...] = ()
 
     def then(self, later: "ChannelPlan") -> "ChannelPlan":
         """One plan for this one followed by ``later``, which was made for the smaller network."""
@@ -26,11 +30,12 @@ class ChannelPlan:
             for dim, index in dims.items():
                 before = keep.setdefault(name, {}).get(dim)
                 keep[name][dim] = index if before is None else tuple(before[i] for i in index)
-        return ChannelPlan(keep)
+        return ChannelPlan(keep, self.blocks + tuple(b for b in later.blocks if b not in self.blocks))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        return {"keep": {name: {str(d): list(index) for d, index in dims.items()} for name, dims in self.keep.items()}}
+        keep = {name: {str(d): list(index) for d, index in dims.items()} for name, dims in self.keep.items()}
+        return {"keep": keep, "blocks": list(self.blocks)}
 
     @classmethod
     def from_json(cls, value: Any) -> "ChannelPlan":
@@ -44,9 +49,10 @@ class ChannelPlan:
                 str(name): {int(d): tuple(operator.index(i) for i in index) for d, index in dims.items()}
                 for name, dims in value["keep"].items()
             }
+            blocks = tuple(str(b) for b in value.get("blocks", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise PlanError(f"this is not a channel plan ({e!r}); give what ChannelPlan.save wrote") from e
-        return cls(keep)
+        return cls(keep, blocks)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""

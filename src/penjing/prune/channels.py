@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from penjing.errors import NotEquivalent, PlanError
 from penjing.graph import Channels, Graph, as_inputs, capture, find_channels
 from penjing.plan import ChannelPlan
+from penjing.prune.blocks import drop_blocks
 from penjing.prune.decide import plan_channels
 from penjing.prune.rewrite import with_rewritten_forward
 from penjing.prune.verify import verify_against
@@ -44,6 +45,8 @@ def prune_channels(
         NotEquivalent: The smaller model computes something else.
     """
     inputs = as_inputs(example)
+    if plan.blocks:
+        model = drop_blocks(model, plan.blocks, inputs)
     small = _touched(model, plan)
     if not verify and not rewrite:
         return small
@@ -134,27 +137,46 @@ def _match_attributes(module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
     if weight is None and isinstance(module, nn.modules.batchnorm._NormBase):
         weight = module.running_mean  # a norm without scale and shift
-    if not isinstance(weight, Tensor):
-        return
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        if module.groups == module.in_channels > 1:
-            module.groups = weight.shape[0]
-        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups == module.in_channels > 1:  # depthwise: as many groups as inputs
-            module.groups = weight.shape[0] // (module.out_channels // module.groups)
-        module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = weight.shape[0]
-    elif isinstance(module, nn.GroupNorm):
-        if module.num_groups == module.num_channels:  # every channel by itself
-            module.num_groups = weight.shape[0]
-        module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = weight.shape[0]
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = weight.shape
+    if isinstance(weight, Tensor):
+        for kind, match in _MATCHES.items():
+            if isinstance(module, kind):
+                match(module, weight.shape)
+                return
+
+
+def _match_convolution(layer: nn.modules.conv._ConvNd, shape: torch.Size) -> None:
+    if layer.groups == layer.in_channels > 1:  # depthwise: as many groups as inputs
+        layer.groups = shape[0] // (layer.out_channels // layer.groups)
+    layer.in_channels, layer.out_channels = shape[1] * layer.groups, shape[0]
+
+
+def _match_transposed(layer: nn.modules.conv._ConvNd, shape: torch.Size) -> None:
+    if layer.groups == layer.in_channels > 1:
+        layer.groups = shape[0]
+    layer.in_channels, layer.out_channels = shape[0], shape[1] * layer.groups
+
+
+def _match_linear(layer: nn.Linear, shape: torch.Size) -> None:
+    layer.out_features, layer.in_features = shape
+
+
+def _match_group_norm(layer: nn.GroupNorm, shape: torch.Size) -> None:
+    if layer.num_groups == layer.num_channels:  # every channel by itself
+        layer.num_groups = shape[0]
+    layer.num_channels = shape[0]
+
+
+def _match_embedding(layer: nn.Embedding, shape: torch.Size) -> None:
+    layer.num_embeddings, layer.embedding_dim = shape
+
+
+_MATCHES: dict[type | tuple[type, ...], Callable[[Any, torch.Size], None]] = {
+    nn.modules.conv._ConvTransposeNd: _match_transposed,
+    nn.modules.conv._ConvNd: _match_convolution,
+    nn.Linear: _match_linear,
+    nn.modules.batchnorm._NormBase: lambda layer, shape: setattr(layer, "num_features", shape[0]),
+    nn.GroupNorm: _match_group_norm,
+    (nn.LayerNorm, nn.RMSNorm): lambda layer, shape: setattr(layer, "normalized_shape", tuple(shape)),
+    nn.PReLU: lambda layer, shape: setattr(layer, "num_parameters", shape[0]),
+    nn.Embedding: _match_embedding,
+}

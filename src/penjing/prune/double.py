@@ -15,6 +15,9 @@ aten = torch.ops.aten
 class FastGroups(TorchDispatchMode):
     """While it is on, convolutions in several groups and float64 are summed tap by tap. Gradients do not flow."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if func is aten.convolution.default and args[8] > 1 and args[0].dtype == torch.float64 and not args[6]:
@@ -35,11 +38,9 @@ def grouped_convolution(
     taps = weight.view(groups, -1, *weight.shape[1:])
     out = x.new_zeros(len(x), groups, taps.shape[1], math.prod(sizes))
     for tap in itertools.product(*(range(k) for k in kernel)):
-        at = tuple(
-            slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilation, sizes, stride, strict=True)
-        )
+        at = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilation, sizes, stride, strict=True))
         seen = x[(slice(None), slice(None), *at)].reshape(len(x), groups, -1, math.prod(sizes))
-        out += _times(taps[(..., *tap)], seen)
+        out += _times(taps[(slice(None), slice(None), slice(None), *tap)], seen)
     out = out.view(len(x), -1, *sizes)
     return out if bias is None else out + bias.view(-1, *[1] * rank)
 

@@ -25,11 +25,12 @@ class Masked(fx.Interpreter):
         self.alive = channels.alive(keep)
 
     def run_node(self, n: fx.Node) -> Any:
-        masks = [mask for mask in (self.mask(labels) for _, labels in self.mixes.get(n.name, ())) if not bool(mask.all())]
+        told = [self.mask(labels) for _, labels in self.mixes.get(n.name, ())]
+        masks = [mask for mask in told if not bool(mask.all())]
         if not masks:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        kind = _KINDS.get(n.target, _zeroed)
+        kind: Callable[..., Any] = _KINDS.get(n.target, _zeroed)
         return kind(n, masks, *args, **kwargs)
 
     def mask(self, labels: Labels) -> Tensor:

@@ -31,16 +31,20 @@ def with_rewritten_forward(small: nn.Module, graph: Graph, channels: Channels, p
     The module is changed: its class becomes a subclass of its own, whose ``forward`` is the graph.
     """
     module = graph.module
-    rewritten, places = fx.Graph(), dict[fx.Node, fx.Node]()
-    rewritten.output(rewritten.graph_copy(module.graph, places))
-    rewritten.set_codegen(module.graph._codegen)
+    rewritten, places = copied(module.graph)
     sizes = Sizes(channels, plan)
     changed = [sizes.rewrite(node, places[node]) for node in module.graph.nodes if node.op == "call_function"]
     if not any(changed):
         return None
-    for node in list(rewritten.nodes):
-        _ask_for_the_mode(rewritten, node)
-    return _bound(small, module, rewritten)
+    return with_forward(small, module, rewritten)
+
+
+def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, and which of its nodes is whose copy."""
+    new, places = fx.Graph(), dict[fx.Node, fx.Node]()
+    new.output(new.graph_copy(graph, places))
+    new.set_codegen(graph._codegen)
+    return new, places
 
 
 def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
@@ -54,8 +58,10 @@ def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
     node.args = tuple(mode if i == place else a for i, a in enumerate(node.args))
 
 
-def _bound(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
-    """Compile the graph and make it the forward of ``small``."""
+def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
+    """Make ``graph``, which was made from that of ``module``, the forward of ``small``; the class becomes one of its own."""
+    for node in list(graph.nodes):
+        _ask_for_the_mode(graph, node)
     for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:
         if not hasattr(small, name):  # a constant of the graph, or a part of it
             value = getattr(module, name)
@@ -195,9 +201,10 @@ def _groups(place: int) -> Callable[[Sizes, fx.Node, fx.Node], None]:
         source = node.args[0]
         after = sizes.of(source)
         groups = node.args[place] if len(node.args) > place else 1
-        if isinstance(source, fx.Node) and after is not None and groups == sizes.ledger.values[source.name].shape[1] > 1:
-            if after[1] != groups:
-                _put(copy, place, after[1])
+        if not isinstance(source, fx.Node) or after is None or groups == 1:
+            return
+        if groups == sizes.ledger.values[source.name].shape[1] != after[1]:
+            _put(copy, place, after[1])
 
     return rewrite
 
