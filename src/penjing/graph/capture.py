@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError, first_line
-from penjing.graph.functional import make_functional
+from penjing.graph.functional import make_functional, restore_norms
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
             module = _plain(program.module(check_guards=False))
             if not make_functional(module):
                 module = _plain(program.run_decompositions({}).module(check_guards=False))
+                restore_norms(module)
     except Exception as e:  # torch.export raises many types; the reason is in its first line
         shapes = [tuple(x.shape) for x in inputs]
         raise ModelError(f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {first_line(e)}") from e

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.graph.capture import Graph
-from penjing.graph.families import Places, settled
+from penjing.graph.families import Held, settled
 from penjing.graph.labels import INPUT, Ledger, unlabelled
 from penjing.graph.rules import RULES
 from penjing.graph.walk import Walk
@@ -89,12 +89,11 @@ def find_channels(graph: Graph) -> Channels:
     summed = {int(families.component[i]) for labels in ledger.sums for i in labels.unique().tolist()}
     order = _order(graph.module)
     groups = _numbered(
-        replace(_group(f, families.places, order, families.rows.get(i)), summed=not summed.isdisjoint(f))
+        replace(_group(f, families.held, order, families.rows.get(i)), summed=not summed.isdisjoint(f))
         for i, f in enumerate(families.members)
     )
-    fixed = {place: families.reasons[c] for c, held in families.places.items() if c in families.reasons for place in held}
     groups.sort(key=lambda g: (order[g.axes[0].name], int(g.axes[0].index[0, 0])))
-    return Channels(tuple(groups), fixed, frozenset(ledger.reads), ledger.shapes, ledger)
+    return Channels(tuple(groups), families.fixed, frozenset(ledger.reads), ledger.shapes, ledger)
 
 
 def _numbered(groups: Iterable[Group]) -> list[Group]:
@@ -118,11 +117,11 @@ def _order(module: fx.GraphModule) -> dict[str, int]:
     return used
 
 
-def _group(components: list[int], places: Places, order: Mapping[str, int], rows: list[list[int]] | None) -> Group:
+def _group(members: list[int], held: Held, order: Mapping[str, int], rows: list[list[int]] | None) -> Group:
     # A weight before the bias that is used with it, so that groups are named after weights.
-    keys = sorted(places[components[0]], key=lambda key: (order[key[0]], key[0].endswith("bias"), key[1]))
-    axes = [Axis(name, dim, torch.tensor([places[c][name, dim] for c in components])) for name, dim in keys]
-    by_first = axes[0].index[:, 0].argsort()
-    number = {components[i]: n for n, i in enumerate(by_first.tolist())}
+    found = sorted(held.axes(members).items(), key=lambda item: (order[item[0][0]], item[0][0].endswith("bias"), item[0][1]))
+    by_first = found[0][1][:, 0].argsort()
+    number = {members[i]: n for n, i in enumerate(by_first.tolist())}
     blocks = torch.tensor(sorted(sorted(number[c] for c in row) for row in rows)) if rows else None
-    return Group(tuple(Axis(a.name, a.dim, a.index[by_first]) for a in axes), blocks=blocks)
+    axes = tuple(Axis(name, dim, torch.from_numpy(index[by_first])) for (name, dim), index in found)
+    return Group(axes, blocks=blocks)

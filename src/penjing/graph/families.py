@@ -1,7 +1,7 @@
 """Connected labels, the families of those that are cut from the same places, and the balance that families must keep."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,28 @@ import torch
 
 from penjing.graph.labels import Ledger
 
-Places = Mapping[int, Mapping[tuple[str, int], list[int]]]  # component -> (parameter, dim) -> indices
+Place = tuple[str, int]  # a dimension of a parameter
 Rows = list[list[int]]  # components, of which equally many of every row stay
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where the components are: what component ``c`` holds stands from ``start[c]`` to ``start[c + 1]``, place by place."""
+
+    places: Sequence[Place]
+    start: np.ndarray  # (components + 1,)
+    place: np.ndarray  # (labels,), numbers of places
+    index: np.ndarray  # (labels,), indices there
+
+    def layout(self, c: int) -> np.ndarray:
+        """The numbers of the places that a component holds indices of, one for every index."""
+        return self.place[self.start[c] : self.start[c + 1]]
+
+    def axes(self, members: Sequence[int]) -> dict[Place, np.ndarray]:
+        """The indices that components of one layout hold, of shape ``(members, k)``, by place."""
+        layout = self.layout(members[0])
+        every = self.start[np.asarray(members)][:, None] + np.arange(len(layout))
+        return {self.places[p]: self.index[every[:, layout == p]] for p in np.unique(layout)}
 
 
 @dataclass(frozen=True)
@@ -19,17 +39,22 @@ class Families:
 
     Attributes:
         component: The number of the connected component of each label.
-        places: Where each component is.
+        held: Where each component is.
         reasons: Components that must stay, and why.
         members: Components that may go, in families that are cut from the same places.
         rows: Of those families that must keep a balance.
     """
 
     component: np.ndarray
-    places: Places
+    held: Held
     reasons: Mapping[int, str]
     members: list[list[int]]
     rows: Mapping[int, Rows]
+
+    @property
+    def fixed(self) -> dict[Place, str]:
+        """Dimensions of which some indices must stay, and why."""
+        return {self.held.places[p]: why for c, why in self.reasons.items() for p in np.unique(self.held.layout(c))}
 
 
 def settled(ledger: Ledger) -> Families:
@@ -37,13 +62,13 @@ def settled(ledger: Ledger) -> Families:
     while True:
         component = _components(ledger)
         reasons = {int(component[i]): why for labels, why in reversed(ledger.frozen) for i in labels.tolist()}
-        places = _places(ledger, component)
-        members = _members(places, reasons)
+        held = _held(ledger, component)
+        members = _members(held, reasons)
         family = {c: i for i, f in enumerate(members) for c in f}
         rows: dict[int, Rows] = {}
         unkept = [b for b in ledger.balances if not _balanced(component[b.numpy()], family, rows)]
         if not unkept:
-            return Families(component, places, reasons, members, rows)
+            return Families(component, held, reasons, members, rows)
         for balance in unkept:
             ledger.join(balance[:1].expand_as(balance), balance, "equal parts")
         ledger.balances = [b for b in ledger.balances if not any(b is u for u in unkept)]
@@ -59,20 +84,23 @@ def _components(ledger: Ledger) -> np.ndarray:
     return np.asarray(component)
 
 
-def _places(ledger: Ledger, component: np.ndarray) -> Places:
-    places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for (name, dim), start in ledger.first.items():
-        size = ledger.shapes[name][dim]
-        for index, c in enumerate(component[start : start + size].tolist()):
-            places[c][name, dim].append(index)
-    return places
+def _held(ledger: Ledger, component: np.ndarray) -> Held:
+    places = list(ledger.first)
+    sizes = [ledger.shapes[name][dim] for name, dim in places]
+    # Labels are handed out dimension by dimension, so that they stand in the order of the places already.
+    place = np.repeat(np.arange(len(places)), sizes)
+    index = np.concatenate([np.arange(n) for n in sizes]) if sizes else np.zeros(0, dtype=np.int64)
+    order = np.argsort(component, kind="stable")
+    count = int(component.max()) + 1 if len(component) else 0
+    start = np.searchsorted(component[order], np.arange(count + 1))
+    return Held(places, start, place[order], index[order])
 
 
-def _members(places: Places, reasons: Mapping[int, str]) -> list[list[int]]:
-    families: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
-    for c, held in sorted(places.items()):
+def _members(held: Held, reasons: Mapping[int, str]) -> list[list[int]]:
+    families: dict[bytes, list[int]] = defaultdict(list)
+    for c in range(len(held.start) - 1):
         if c not in reasons:
-            families[tuple(sorted((name, dim, len(index)) for (name, dim), index in held.items()))].append(c)
+            families[held.layout(c).tobytes()].append(c)
     return list(families.values())
 
 

@@ -42,8 +42,8 @@ def _replaced(graph: fx.Graph, node: fx.Node) -> bool:
     written = node.args[0]
     if not name.endswith("_") or packet is None or overload not in packet.overloads() or not isinstance(written, fx.Node):
         return False
-    if written.op != "call_function" or written.target in _VIEWS or _writes(written):
-        return False  # what is written has other names, which would have to change with it
+    if not _has_one_name(written):
+        return False  # its other names would have to change with it
     before, after = _readers(graph, written, node)
     if any(reader.target in _VIEWS for reader in before):
         return False
@@ -55,6 +55,29 @@ def _replaced(graph: fx.Graph, node: fx.Node) -> bool:
         reader.replace_input_with(written, fresh)
     graph.erase_node(node)
     return True
+
+
+def _has_one_name(node: fx.Node) -> bool:
+    """Whether nobody else sees the memory of a value: it is no view, or the only one of something that nobody else reads."""
+    while node.op == "call_function" and node.target in _VIEWS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        if len(node.users) > 1:
+            return False
+    return node.op == "call_function" and not _writes(node)
+
+
+def restore_norms(module: fx.GraphModule) -> None:
+    """Put one operation, as everybody else knows it, in the place of the three values a decomposed batch norm gives."""
+    for node in list(module.graph.nodes):
+        if node.target is aten._native_batch_norm_legit_no_training.default:
+            *given, momentum, eps = node.args
+            with module.graph.inserting_before(node):
+                norm = module.graph.call_function(aten.batch_norm.default, (*given, False, momentum, eps, False))
+            for value in list(node.users):
+                norm.meta = dict(value.meta)
+                value.replace_all_uses_with(norm)
+                module.graph.erase_node(value)
+            module.graph.erase_node(node)
 
 
 def _readers(graph: fx.Graph, written: fx.Node, at: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -29,13 +29,14 @@ _TURNING = _overloads(
 _ELEMENTWISE = _overloads(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
     "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf", "sin",
-    "cos", "reciprocal", "clamp", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum",
-    "where", "dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink",
+    "cos", "reciprocal", "clamp", "clip", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum",
+    "minimum", "where", "dropout", "feature_dropout", "_to_copy", "to", "softsign", "hardshrink", "softshrink",
     "threshold", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor", "ceil", "round",
     "addcmul", "addcdiv", "rrelu", "hardtanh_", "alpha_dropout", "feature_alpha_dropout", "glu_jvp", "bitwise_not",
     "bitwise_and", "bitwise_or", "nan_to_num", "erfc", "expm1", "log1p", "log2", "log10", "tan", "atan", "sinh", "cosh",
-    "trunc", "frac", "remainder", "fmod", "floor_divide", "true_divide", "multiply", "subtract", "lerp", "xlogy", "copysign", "atan2",
-    "isnan", "isinf", "isfinite", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "masked_fill", "type_as",
+    "trunc", "frac", "remainder", "fmod", "floor_divide", "true_divide", "multiply", "subtract", "lerp", "xlogy", "copysign",
+    "atan2", "isnan", "isinf", "isfinite", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "masked_fill",
+    "type_as",
     "float_power", "logaddexp", "hypot", "relu_", "bernoulli", "new_zeros_like",
 )  # fmt: skip
 _POOLING = _overloads(

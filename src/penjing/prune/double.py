@@ -37,10 +37,10 @@ def grouped_convolution(
     sizes = [(x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(rank)]
     taps = weight.view(groups, -1, *weight.shape[1:])
     out = x.new_zeros(len(x), groups, taps.shape[1], math.prod(sizes))
-    for tap in itertools.product(*(range(k) for k in kernel)):
+    for i, tap in enumerate(itertools.product(*(range(k) for k in kernel))):
         at = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilation, sizes, stride, strict=True))
         seen = x[(slice(None), slice(None), *at)].reshape(len(x), groups, -1, math.prod(sizes))
-        out += _times(taps[(slice(None), slice(None), slice(None), *tap)], seen)
+        out += _times(taps.flatten(3)[..., i], seen)
     out = out.view(len(x), -1, *sizes)
     return out if bias is None else out + bias.view(-1, *[1] * rank)
 

@@ -1,0 +1,142 @@
+"""The layers with weights: where they are in the graph, which dimensions of a weight meet what, and what they cost."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from penjing.graph.capture import Graph
+from penjing.graph.walk import shape_of
+
+aten = torch.ops.aten
+
+
+def _kinds(kind: str, *names: str) -> dict[Any, str]:
+    packets = [getattr(aten, name) for name in names]
+    return {getattr(p, overload): kind for p in packets for overload in p.overloads() if not overload.endswith("out")}
+
+
+_KINDS: dict[Any, str] = {
+    **_kinds("conv", "conv1d", "conv2d", "conv3d"),
+    **_kinds("transposed conv", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    **_kinds("linear", "linear"),
+}
+_GROUPS = 6  # the place of ``groups`` among the arguments of every convolution
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A convolution or linear layer as a node of the graph.
+
+    Attributes:
+        weight: The name of its weight.
+        shape: ``(O, I / groups, ...)``, of a transposed convolution ``(I, O / groups, ...)``.
+    """
+
+    node: fx.Node
+    weight: str
+    shape: tuple[int, ...]
+    kind: str
+    groups: int
+
+    @property
+    def reads(self) -> int:
+        """The dimension of the weight that meets the input's channels."""
+        return 0 if self.kind == "transposed conv" else 1
+
+    @property
+    def writes(self) -> int:
+        """The dimension of the weight that gives the output's channels."""
+        return 1 - self.reads
+
+    @property
+    def place(self) -> int:
+        """The dimension of input and output that channels lie along."""
+        return -1 if self.kind == "linear" else 1
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many channels go in and come out."""
+        i, o = self.shape[self.reads], self.shape[self.writes]
+        return (i, o * self.groups) if self.kind == "transposed conv" else (i * self.groups, o)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights.
+
+    Attributes:
+        name: Of its module, or of its weight where that belongs to none.
+        widths: Inputs and outputs.
+        macs: Multiply-accumulates for one sample.
+        weight: The name of its weight.
+        shape: Of its weight.
+    """
+
+    name: str
+    kind: str
+    widths: tuple[int, int]
+    kernel: str
+    groups: int
+    macs: int
+    weight: str
+    shape: tuple[int, ...]
+
+
+def weighted(graph: Graph) -> list[Weighted]:
+    """The convolutions and linear layers whose weight is the model's own, in the order they run."""
+    return [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in _KINDS and _weight(n).op == "get_attr"]
+
+
+def layers(graph: Graph) -> list[Layer]:
+    """The convolutions and linear layers with what they cost, in the order they run."""
+    return [_layer(w, graph.example[0].shape[0]) for w in weighted(graph)]
+
+
+def macs(graph: Graph) -> int:
+    """Multiply-accumulates of all convolutions and linear layers, for one sample."""
+    return sum(layer.macs for layer in layers(graph))
+
+
+def macs_without(layers: Iterable[Layer], lost: Mapping[tuple[str, int], int]) -> int:
+    """Multiply-accumulates after a cut, without cutting or reading the model again.
+
+    A layer's cost is in proportion to both dimensions of its weight. The number of positions is taken to stay, which fails
+    only where channels become positions on the way.
+
+    Args:
+        lost: ``{(parameter, dim): indices that go}``.
+    """
+    total = 0
+    for layer in layers:
+        sizes = layer.shape[:2]
+        kept = [n - lost.get((layer.weight, d), 0) for d, n in enumerate(sizes)]
+        total += layer.macs // math.prod(sizes) * math.prod(kept)
+    return total
+
+
+def _weighted(graph: Graph, node: fx.Node) -> Weighted:
+    name = str(_weight(node).target)
+    groups = node.args[_GROUPS] if len(node.args) > _GROUPS else 1
+    assert isinstance(groups, int)
+    return Weighted(node, name, tuple(operator.attrgetter(name)(graph.module).shape), _KINDS[node.target], groups)
+
+
+def _weight(node: fx.Node) -> fx.Node:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return weight
+
+
+def _layer(layer: Weighted, batch: int) -> Layer:
+    source = layer.node.args[0] if layer.kind == "transposed conv" else layer.node
+    assert isinstance(source, fx.Node)
+    # Every value of the output sums over the input's channels; of a transposed convolution every input value is spread.
+    work = math.prod(shape_of(source.meta["val"])) * math.prod(layer.shape[1:]) // batch
+    kernel = "x".join(str(k) for k in layer.shape[2:])
+    name = layer.weight.removesuffix(".weight")
+    return Layer(name, layer.kind, layer.widths, kernel, layer.groups, work, layer.weight, layer.shape)
