@@ -58,6 +58,29 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
+def inputs_and_target(batch: Any, count: int) -> tuple[tuple[Tensor, ...], Any]:
+    """Take apart what a loader yields, for a model of ``count`` inputs: inputs alone, or ``(inputs, target)``.
+
+    Returns:
+        The inputs one by one, and the target, None where there is none.
+
+    Raises:
+        DataError: It is neither.
+    """
+    if isinstance(batch, tuple | list):
+        # The number of inputs tells (x, y), which a model of two takes, from (inputs, target).
+        for inputs, target in ((batch, None), (batch[0], batch[1])) if len(batch) == 2 else ((batch, None),):
+            parts = (inputs,) if isinstance(inputs, Tensor) else inputs
+            if isinstance(parts, tuple | list) and len(parts) == count and all(isinstance(x, Tensor) for x in parts):
+                return tuple(parts), target
+    elif isinstance(batch, Tensor) and count == 1:
+        return (batch,), None
+    raise DataError(
+        f"data yields {type(batch).__name__}, which does not hold the model's {count} inputs; "
+        "give its inputs (a tensor, or a tuple of tensors) or (inputs, target) pairs"
+    )
+
+
 def first_batch(batches: Batches, name: str) -> Batch:
     """The first batch of a split.
 

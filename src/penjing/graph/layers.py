@@ -93,8 +93,9 @@ def weighted(graph: Graph) -> list[Weighted]:
 
 
 def layers(graph: Graph) -> list[Layer]:
-    """The convolutions and linear layers with what they cost, in the order they run."""
-    return [_layer(w, graph.example[0].shape[0]) for w in weighted(graph)]
+    """The convolutions and linear layers with what they cost, in the order they run; those whose weight is computed too."""
+    every = [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in _KINDS]
+    return [_layer(w, graph.example[0].shape[0]) for w in every]
 
 
 def macs(graph: Graph) -> int:
@@ -120,10 +121,26 @@ def macs_without(layers: Iterable[Layer], lost: Mapping[tuple[str, int], int]) -
 
 
 def _weighted(graph: Graph, node: fx.Node) -> Weighted:
-    name = str(_weight(node).target)
+    weight = _weight(node)
     groups = node.args[_GROUPS] if len(node.args) > _GROUPS else 1
     assert isinstance(groups, int)
-    return Weighted(node, name, tuple(operator.attrgetter(name)(graph.module).shape), _KINDS[node.target], groups)
+    shape = _shape(graph, weight) if weight.op == "get_attr" else shape_of(weight.meta["val"])
+    return Weighted(node, _made_of(graph, weight, shape), shape, _KINDS[node.target], groups)
+
+
+def _made_of(graph: Graph, weight: fx.Node, shape: tuple[int, ...]) -> str:
+    """The parameter that a weight is, or is computed from (standardized, say); where none has its shape, the weight itself."""
+    todo, seen = [weight], set[fx.Node]()
+    for node in todo:
+        if node.op == "get_attr" and _shape(graph, node) == shape:
+            return str(node.target)
+        todo += [n for n in node.all_input_nodes if n not in seen]
+        seen.update(node.all_input_nodes)
+    return weight.name
+
+
+def _shape(graph: Graph, node: fx.Node) -> tuple[int, ...]:
+    return tuple(operator.attrgetter(str(node.target))(graph.module).shape)
 
 
 def _weight(node: fx.Node) -> fx.Node:

@@ -1,8 +1,16 @@
 """Pruning: decide which channels stay, cut the others, prove that nothing else changed."""
 
+from penjing.prune.blocks import block_effects as block_effects
+from penjing.prune.blocks import drop_blocks as drop_blocks
+from penjing.prune.blocks import find_blocks as find_blocks
+from penjing.prune.blocks import plan_blocks as plan_blocks
+from penjing.prune.channels import RewrittenWarning as RewrittenWarning
 from penjing.prune.channels import prune as prune
 from penjing.prune.channels import prune_channels as prune_channels
+from penjing.prune.decide import Selection as Selection
 from penjing.prune.decide import choose_widths as choose_widths
 from penjing.prune.decide import plan_channels as plan_channels
 from penjing.prune.decide import plan_widths as plan_widths
+from penjing.prune.iterate import gentler as gentler
+from penjing.prune.iterate import prune_iteratively as prune_iteratively
 from penjing.prune.verify import verify_pruned as verify_pruned

@@ -1,6 +1,41 @@
 """How much a channel matters: functions ``Evidence -> {group name: (channels,)}``, higher = keep."""
 
+import difflib
+
+from penjing.errors import RecipeError
+from penjing.score.chance import random as random
 from penjing.score.evidence import Criterion as Criterion
 from penjing.score.evidence import Evidence as Evidence
 from penjing.score.evidence import Scores as Scores
+from penjing.score.geometric import geometric_median as geometric_median
+from penjing.score.magnitude import bn_scale as bn_scale
+from penjing.score.magnitude import l1_norm as l1_norm
 from penjing.score.magnitude import l2_norm as l2_norm
+from penjing.score.sensitivity import activation_energy as activation_energy
+from penjing.score.sensitivity import fisher as fisher
+from penjing.score.sensitivity import taylor as taylor
+
+# Every criterion, by the name that recipes and the command line use.
+CRITERIA: dict[str, Criterion] = {
+    "l1_norm": l1_norm,
+    "l2_norm": l2_norm,
+    "bn_scale": bn_scale,
+    "geometric_median": geometric_median,
+    "activation_energy": activation_energy,
+    "taylor": taylor,
+    "fisher": fisher,
+    "random": random,
+}
+
+
+def criterion_named(name: str) -> Criterion:
+    """The criterion of that name.
+
+    Raises:
+        RecipeError: There is none; names the nearest.
+    """
+    if name not in CRITERIA:
+        near = difflib.get_close_matches(name, CRITERIA, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {sorted(CRITERIA)}"
+        raise RecipeError(f"there is no criterion {name!r}; {hint}")
+    return CRITERIA[name]
