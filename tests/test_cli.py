@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import penjing as pj
 from penjing.cli import demo_settings, demo_task, main
+from penjing.prune.store import load
+from penjing.recipe import load_model, load_task
 from penjing.task import check_task
 from penjing.zoo import resnet20
 
@@ -70,6 +73,103 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(g["name"], g["channels"]) for g in found["groups"]] == [("0.weight", 48), ("3.weight", 96)]
     assert penjing("inspect", *OWN) == 0
     assert "model output" in capsys.readouterr().out
+    assert penjing("inspect", "--model", "own_model:build", "--shape", "1,24,24", "--all") == 0
+    assert "96 channels of 3.weight\n  cut from 3.weight dim 0, 1 each" in capsys.readouterr().out
+
+
+UNTRAINED = ["--model", "own_model:build", "--shape", "1,24,24"]
+
+
+def test_prune(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*UNTRAINED, "--weights", "own.safetensors", "--ratio", "0.5", "--out", "small.safetensors"]
+    assert penjing("prune", *words) == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("46,659", "error", "small.safetensors"))
+    own, x = load_model("own_model:build", here / "own.safetensors"), torch.randn(4, 1, 24, 24)
+    back = load(here / "small.safetensors", lambda: load_model("own_model:build"))
+    expected = pj.prune(own, x, 0.5)
+    with torch.no_grad():
+        assert torch.equal(back(x), expected(x))
+
+
+@pytest.mark.usefixtures("here")
+def test_prune_to_a_share_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert penjing("prune", *UNTRAINED, "--macs", "0.3", "--round-to", "1", "--ranking", "global", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    before, after = found["macs"]
+    assert 0.25 < after / before <= 0.3
+    assert found["parameters"][1] < found["parameters"][0]
+    assert found["error"] < 1e-9
+    assert (found["rewritten"], found["out"]) == (False, None)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_prune_by_what_the_data_says(criterion: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert penjing("prune", *OWN, "--ratio", "0.5", "--criterion", criterion, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["error"] < 1e-9
+
+
+def test_prune_with_a_refit_is_nearer_to_the_original(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.cat([images for images, _ in load_task("own_model:task").search])
+    original = load_model("own_model:build", here / "own.safetensors")
+    far = {}
+    for name, flags in (("cut", []), ("refitted", ["--refit"])):
+        assert penjing("prune", *OWN, "--ratio", "0.75", *flags, "--out", f"{name}.safetensors") == 0
+        small = load(here / f"{name}.safetensors", lambda: load_model("own_model:build"))
+        with torch.no_grad():
+            far[name] = float((small(x) - original(x)).square().mean())
+    assert far["refitted"] < 0.8 * far["cut"]
+    capsys.readouterr()
+
+
+def test_what_was_pruned_is_weights_to_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*UNTRAINED, "--weights", "once.safetensors"]
+    assert penjing("prune", *UNTRAINED, "--ratio", "0.5", "--out", "once.safetensors") == 0
+    assert penjing("prune", *small, "--ratio", "0.5", "--out", "twice.safetensors") == 0
+    capsys.readouterr()
+    assert penjing("inspect", *small, "--json") == 0
+    assert [g["channels"] for g in json.loads(capsys.readouterr().out)["groups"]] == [24, 48]
+    twice = load(here / "twice.safetensors", lambda: load_model("own_model:build"))
+    assert [twice[0].out_channels, twice[3].out_channels] == [16, 24]  # type: ignore[index]
+    assert penjing("export", *OWN, "--weights", "once.safetensors", "--out", "once.onnx") == 0
+    assert (here / "once.onnx").stat().st_size < 70_000
+    capsys.readouterr()
+
+
+def test_prune_leaves_whole_what_is_excluded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert penjing("prune", *UNTRAINED, "--ratio", "0.5", "--exclude", "7.*", "--out", "part.safetensors") == 0
+    capsys.readouterr()
+    small = load(here / "part.safetensors", lambda: load_model("own_model:build"))
+    assert [small[0].out_channels, small[3].out_channels] == [24, 96]  # type: ignore[index]
+
+
+WRITTEN_IN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+    def forward(self, x):
+        return self.b(self.a(x).relu().view(-1, 16, 64).mean(2))
+"""
+
+
+def test_prune_says_that_a_forward_was_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "written_in.py").write_text(WRITTEN_IN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--model", "written_in:Net", "--shape", "3,8,8", "--ratio", "0.5", "--out", "small.safetensors"]
+    assert penjing("prune", *words) == 0
+    out, told = capsys.readouterr()
+    assert "exported graph" in out
+    assert "Warning" not in told
+    small = load("small.safetensors", lambda: load_model("written_in:Net"))
+    assert small(torch.randn(2, 3, 8, 8)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("flags", [[], ["--int8"]])
@@ -95,6 +195,20 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
         (["compress", *OWN, "--target", "tpu", "--out", "o"], "choose one of"),
         (["compress", *OWN, "--exclude", "nothing.*", "--out", "o"], "fits no parameter"),
         (["compress", *OWN, *FAST, "--latency", "0.0001x", "--out", "o"], "can be met"),
+        (["prune", *UNTRAINED], "give one of the two"),
+        (["prune", *UNTRAINED, "--ratio", "1.5"], "ratio is 1.5"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--macs", "0.5"], "give one of the two"),
+        (["prune", *UNTRAINED, "--macs", "0.0001"], "macs"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--criterion", "l2norm"], "did you mean 'l2_norm'?"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--criterion", "taylor"], "no data"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--ranking", "all"], "ranking is 'all'"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--exclude", "nothing.*"], "fits no parameter"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--refit"], "--refit fits layers"),
+        (["prune", "--model", "own_model:build", "--ratio", "0.5"], "give --shape"),
+        (["prune", "--model", "own_model:build", "--shape", "1x24", "--ratio", "0.5"], "--shape '1x24' is not understood"),
+        (["prune", "--model", "own_model:build", "--shape", "1,0,24", "--ratio", "0.5"], "size below 1"),
+        (["prune", "--model", "own_model:build", "--shape", "3,24,24", "--ratio", "0.5"], "inputs of shape"),
+        (["inspect", "--model", "own_model:build"], "give --shape"),
         (["measure", "none.onnx", "--data", "own_model:task"], "is not there"),
         (["frobnicate"], "No such command"),
     ],
@@ -107,12 +221,12 @@ def test_a_mistake_is_one_clear_line_exit_code_2_and_nothing_written(
     out, told = capsys.readouterr()
     assert said in told
     assert "Traceback" not in told + out
-    if words[0] in ("compress", "measure"):
+    if words[0] != "frobnicate":
         assert len(told.strip().splitlines()) == 1
     assert not (here / "o").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "compress", "inspect", "measure", "export"])
+@pytest.mark.parametrize("command", ["demo", "compress", "inspect", "prune", "measure", "export"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert penjing(command, "--help") == 0
     assert f"Example: penjing {command}" in capsys.readouterr().out

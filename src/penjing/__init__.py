@@ -12,9 +12,16 @@ from penjing.export import export as export
 from penjing.measure import Measurement as Measurement
 from penjing.measure import inspect as inspect
 from penjing.plan import ChannelPlan as ChannelPlan
+from penjing.prune import RewrittenWarning as RewrittenWarning
+from penjing.prune import Selection as Selection
+from penjing.prune import load as load
+from penjing.prune import plan_blocks as plan_blocks
 from penjing.prune import plan_channels as plan_channels
 from penjing.prune import prune as prune
 from penjing.prune import prune_channels as prune_channels
+from penjing.prune import prune_iteratively as prune_iteratively
+from penjing.prune import repair as repair
+from penjing.prune import save as save
 from penjing.quant import quantize as quantize
 from penjing.result import Result as Result
 from penjing.run import Settings as Settings
@@ -34,7 +41,9 @@ __all__ = [
     "Measurement",
     "PenjingError",
     "Result",
+    "RewrittenWarning",
     "Score",
+    "Selection",
     "Settings",
     "Task",
     "Training",
@@ -46,11 +55,16 @@ __all__ = [
     "export",
     "fit",
     "inspect",
+    "load",
     "measure",
+    "plan_blocks",
     "plan_channels",
     "prune",
     "prune_channels",
+    "prune_iteratively",
     "quantize",
+    "repair",
+    "save",
     "score",
     "zoo",
 ]

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,29 +14,45 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from torch import Tensor, nn
 
 from penjing.data import fashion_batches, fashion_sample
 from penjing.errors import PenjingError, RecipeError
 from penjing.export import RUNTIMES, Artifact, export, left_in_float
 from penjing.files import digest
-from penjing.measure import compare, cores, inspect, top1
+from penjing.graph import capture
+from penjing.measure import compare, cores, inspect, macs, parameters, top1
 from penjing.progress import Advance
+from penjing.prune import plan_channels, prune_channels, verify_pruned
+from penjing.prune.channels import RewrittenWarning
+from penjing.prune.refit import refit
+from penjing.prune.store import load, plan_of, save
 from penjing.quant import quantize
 from penjing.recipe import load_model, load_task
 from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, points
 from penjing.run import Settings, compress
+from penjing.score import CRITERIA
 from penjing.search import Budget
 from penjing.task import Task, as_tuple, check_task, first_batch
 from penjing.train import Training
 from penjing.zoo import fashion_resnet20
 
+SAMPLES = 512  # of the training data, for criteria and refits that look at data
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 console, errors = Console(), Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="The network's factory, as package.module:function.")]
-Weights = Annotated[Path | None, typer.Option(help="Its weights, as safetensors.")]
+Weights = Annotated[Path | None, typer.Option(help="Its weights, as safetensors; or what `penjing prune` wrote.")]
 Data = Annotated[str, typer.Option(help="A function that returns a penjing.Task, as package.module:function.")]
 Target = Annotated[str, typer.Option(help="The runtime it is for: onnxruntime or openvino.")]
+MaybeData = Annotated[
+    str | None, typer.Option("--data", help="A function that returns a penjing.Task: package.module:function.")
+]
+Shape = Annotated[
+    list[str] | None, typer.Option(help="The shape of one input without the batch: 3,224,224. Again for each further input.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of parameter names to leave whole: 'head.*'.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -89,7 +106,7 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 0.02,
     batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
     cut_sums: Annotated[bool, typer.Option(help="Also cut channels that are added to one another (residual streams).")] = False,
-    exclude: Annotated[list[str] | None, typer.Option(help="Patterns of parameter names to leave whole: 'head.*'.")] = None,
+    exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Compress your own network on your own data.
@@ -106,26 +123,73 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
         exclude=tuple(exclude or ()),
     )
     budget = Budget(max_drop=max_drop / 100, latency=latency, bytes=size, macs=macs)
-    net, task = load_model(model, weights), load_task(data)
+    net, task = _network(model, weights), load_task(data)
     _tell(compress(net, task, budget=budget, target=target, out=out, settings=settings, progress=_bars), as_json)
 
 
 @app.command("inspect")
-def inspect_command(model: Model, data: Data, weights: Weights = None, as_json: Json = False) -> None:
+def inspect_command(
+    model: Model,
+    weights: Weights = None,
+    shape: Shape = None,
+    data: MaybeData = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every group and every place that it is cut from.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show which channels can be cut, which cannot, and why.
 
-    Example: `penjing inspect --model my_net:build --data my_net:task`
+    Example: `penjing inspect --model my_net:build --shape 3,224,224`
     """
-    net, task = load_model(model, weights), load_task(data)
-    found = inspect(net, check_task(task, net))
-    groups = [{"name": g.name, "channels": g.channels, "places": len(g.axes)} for g in found.channels.groups]
-    fixed = [{"name": n, "dim": d, "reason": why} for (n, d), why in sorted(found.channels.fixed.items())]
+    net = _network(model, weights)
+    with errors.status("reading the network"):
+        found = inspect(net, _example(net, shape, load_task(data) if data else None))
     if as_json:
-        _print_json({"parameters": found.parameters, "macs": found.macs, "groups": groups, "fixed": fixed})
-        return
-    console.print(f"{found.parameters:,} parameters, {found.macs:,} multiply-accumulates a sample, {len(found.layers)} layers")
-    console.print(_table("Channels that can be cut", groups))
-    console.print(_table("Channels that must stay", fixed))
+        _print_json(found.to_json())
+    else:
+        console.print(found.listing() if every else str(found), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("prune")
+def prune_command(  # noqa: PLR0913 - one parameter an option
+    model: Model,
+    weights: Weights = None,
+    shape: Shape = None,
+    data: MaybeData = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of the channels to drop: 0.5.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Instead: share of the multiply-accumulates that may stay: 0.33.")] = None,
+    criterion: Annotated[str, typer.Option(help=f"What channels are judged by: {', '.join(CRITERIA)}.")] = "l2_norm",
+    ranking: Annotated[str, typer.Option(help="What competes: channels of one layer, of all (global), isomorphic.")] = "layer",
+    exclude: Exclude = None,
+    round_to: Annotated[int, typer.Option(help="Keep a multiple of this many channels.")] = 8,
+    refitted: Annotated[bool, typer.Option("--refit", help="Fit what is left to what was there, on images of --data.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The safetensors file to write; penjing.load reads it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Cut channels and prove that nothing else changed; no training.
+
+    Example: `penjing prune --model my_net:build --weights w.safetensors --shape 3,224,224 --ratio 0.5 --out small.safetensors`
+    """
+    net, task = _network(model, weights), load_task(data) if data else None
+    if refitted and task is None:
+        raise RecipeError("--refit fits layers to what they gave on images, and there are none; give --data my_net:task")
+    example, images = _example(net, shape, task), _images(task)
+    with _bars("pruning", 3) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RewrittenWarning)  # the table says so
+        plan = plan_channels(
+            net, example, ratio, macs=macs, criterion=criterion, data=images, ranking=ranking, exclude=exclude or (),
+            round_to=round_to, loss=task.loss if task else nn.functional.cross_entropy,
+        )  # fmt: skip
+        advance("planned")
+        small = prune_channels(net, plan, example)
+        advance("cut and proved")
+        error = verify_pruned(net, small, plan, example)
+        advance("told")
+    if refitted and images:
+        small = refit(small, net, plan, example, images, progress=_bars)
+    if out is not None:
+        earlier = plan_of(weights) if weights else None
+        save(out, small, earlier.then(plan) if earlier else plan, example)
+    _tell_pruned(net, small, example, error, out, as_json)
 
 
 @app.command("measure")
@@ -172,7 +236,7 @@ def export_command(
 
     Example: `penjing export --model my_net:build --weights w.safetensors --data my_net:task --int8 --out net.onnx`
     """
-    net, task = load_model(model, weights), load_task(data)
+    net, task = _network(model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
     if int8:
         batches = [x for _, (x, _) in zip(range(8), task.train, strict=False)]
@@ -204,6 +268,47 @@ def _bars(label: str, total: int) -> Iterator[Advance]:
         yield lambda note: bars.update(task, advance=1, note=note)
 
 
+def _network(model: str, weights: Path | None) -> nn.Module:
+    """The factory's network with its weights; cut as it was, where the file is of a pruned one."""
+    if weights is None or plan_of(weights) is None:
+        return load_model(model, weights)
+    return load(weights, lambda: load_model(model))
+
+
+def _example(net: nn.Module, shapes: Sequence[str] | None, task: Task | None) -> tuple[Tensor, ...]:
+    """One sample as the network takes it: of the shapes given, or the task's first."""
+    if shapes:
+        return tuple(torch.randn(1, *_sizes(text)) for text in shapes)
+    if task is None:
+        raise RecipeError("what the network takes is not known; give --shape, e.g. --shape 3,224,224, or --data my_net:task")
+    return tuple(x[:1] for x in check_task(task, net))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(n) for n in text.split(","))
+    except ValueError as e:
+        raise RecipeError(
+            f"--shape {text!r} is not understood; give one input's sizes without the batch, e.g. 3,224,224"
+        ) from e
+    if min(sizes) < 1:
+        raise RecipeError(f"--shape {text!r} has a size below 1; give one input's sizes without the batch, e.g. 3,224,224")
+    return sizes
+
+
+def _images(task: Task | None) -> list[Any] | None:
+    """Training batches of some hundred samples."""
+    if task is None:
+        return None
+    found, samples = [], 0
+    for batch in task.train:
+        found.append(batch)
+        samples += len(as_tuple(batch[0])[0])
+        if samples >= SAMPLES:
+            break
+    return found
+
+
 def _ratios(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(r) for r in text.split(","))
@@ -222,6 +327,31 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(str(v) for v in row.values()))
     return table
+
+
+def _tell_pruned(
+    net: nn.Module, small: nn.Module, example: tuple[Tensor, ...], error: float, out: Path | None, as_json: bool
+) -> None:
+    """Print what a cut changed."""
+    size = {
+        "parameters": (parameters(net), parameters(small)),
+        "macs": tuple(macs(capture(m, example)) for m in (net, small)),
+    }
+    rewritten = bool(getattr(small, "rewritten", False))
+    if as_json:
+        _print_json({**size, "error": error, "rewritten": rewritten, "out": str(out) if out else None})
+        return
+    table = Table(title=type(net).__name__, title_justify="left")
+    for column in ("", "original", "pruned", "share"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, (was, now) in size.items():
+        table.add_row(name, f"{was:,}", f"{now:,}", f"{now / was:.3f}" if was else "")
+    console.print(table)
+    console.print(f"Equal to the original in which the removed channels take no part: error {error:.1e}.", highlight=False)
+    if rewritten:
+        console.print("Its forward has sizes written into it, and was replaced by the exported graph.", highlight=False)
+    if out is not None:
+        console.print(f"the network: {out}", highlight=False, soft_wrap=True)
 
 
 def _tell(result: Result, as_json: bool) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 from penjing.errors import DataError
 from penjing.graph import capture
-from penjing.measure import Measurement, compare, cores, inspect, latency, layers, machine, macs, parameters, top1
-from penjing.zoo import ZOO, resnet20
+from penjing.measure import Measurement, compare, cores, latency, layers, machine, macs, parameters, top1
+from penjing.zoo import resnet20
 
 
 def test_top1_counts_by_hand_and_keeps_every_sample() -> None:
@@ -78,12 +78,3 @@ def test_machine_names_what_numbers_depend_on() -> None:
     assert found["cores"] == cores() >= 1
     assert found["torch"] == torch.__version__
     assert {"cpu", "features", "onnxruntime", "openvino"} <= found.keys()
-
-
-def test_inspect_tells_groups_and_reasons() -> None:
-    make, shape = ZOO["two_convolutions"]
-    text = str(inspect(make(), torch.randn(1, *shape)))
-    assert "64 channels of 0.weight" in text
-    assert "128 channels of 3.weight" in text
-    assert "fixed: 7.weight dim 0: model output" in text
-    assert "fixed: 0.weight dim 1: model input" in text

@@ -3,10 +3,14 @@
 import copy
 import inspect
 import logging
+import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,14 @@ from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError, first_line
 from penjing.graph.functional import make_functional, restore_norms
+
+# Code that is not the user's: a line in it does not say what to mend.
+_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+_STDLIB = sysconfig.get_path("stdlib")
+_CURES = {  # words in torch's complaint -> what to do about it
+    "data-dependent": "what is computed depends on values there; write it with torch.where, or take it out of forward",
+    "numpy": "numpy cannot be read; write it in torch",
+}
 
 
 @dataclass(frozen=True)
@@ -44,16 +56,25 @@ def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     inputs = (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, Sequence) else ()
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise ModelError(f"example is {type(example).__name__}; give a tensor or a tuple of tensors, as the model takes them")
+    for x in inputs:
+        if not x.numel():
+            raise ModelError(f"example has shape {tuple(x.shape)}, and so no values; give one sample at least")
     return inputs
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse weights that are not finite.
+    """Refuse what is no network, and weights that are not there or not finite.
 
     Raises:
         ModelError: Some are not; names the first.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is {type(model).__name__}; give a torch.nn.Module")
     for name, value in model.state_dict().items():
+        if nn.parameter.is_lazy(value):
+            raise ModelError(f"{name} has no shape yet; run the model once on an example")
+        if isinstance(value, Tensor) and value.is_meta:
+            raise ModelError(f"{name} is on the meta device, without values; load the weights first")
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             bad = int((~value.isfinite()).sum())
             raise ModelError(f"{bad} of {value.numel()} values of {name} are NaN or infinite; load sound weights")
@@ -66,6 +87,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
         ModelError: ``torch.export`` cannot read it.
     """
     inputs = as_inputs(example)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is scripted or traced, and cannot be read; give the torch.nn.Module that it was made from")
     try:
         still = _not_in_place(copy.deepcopy(model).eval())
     except Exception as e:  # deepcopy raises whatever the parts of the model raise
@@ -113,10 +136,42 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
                 restore_norms(module)
     except Exception as e:  # torch.export raises many types; the reason is in its first line
         shapes = [tuple(x.shape) for x in inputs]
-        raise ModelError(f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {first_line(e)}") from e
+        raise ModelError(
+            f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {first_line(e)}{_source(e)}{_cure(e)}"
+        ) from e
+    _check_sizes(module, still)
     own = {name for held in (still.named_parameters, still.named_buffers) for name, _ in held(remove_duplicate=False)}
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     return Graph(module, inputs, takes_any_batch(module), frozenset(read - own))
+
+
+def _check_sizes(module: fx.GraphModule, still: nn.Module) -> None:
+    """Refuse sizes that only the values of the inputs tell: there are no labels for such channels."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) and not n.node.has_hint() for n in value.shape):
+            places = re.findall(r'File "(.+?)", line (\d+), in .+\n\s*(.+)', node.meta.get("stack_trace") or "")
+            theirs = [f", at {file}:{line}: {code}" for file, line, code in places if _is_theirs(file)]
+            raise ModelError(
+                f"{type(still).__name__} has a value whose size is data-dependent ({node.target})"
+                f"{theirs[-1] if theirs else ''}; {_CURES['data-dependent']}"
+            )
+
+
+def _source(error: Exception) -> str:
+    """The innermost line of the user's code that led to an error; empty where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_theirs(frame.filename):
+            return f", at {frame.filename}:{frame.lineno}: {frame.line}"
+    return ""
+
+
+def _is_theirs(file: str) -> bool:
+    return not file.startswith(_NOT_THEIRS) and ("site-packages" in file or not file.startswith(_STDLIB))
+
+
+def _cure(error: Exception) -> str:
+    return next((f"; {cure}" for words, cure in _CURES.items() if words in str(error)), "")
 
 
 @contextmanager

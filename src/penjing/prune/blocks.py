@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from penjing.errors import DataError, NotEquivalent, PlanError, RecipeError
 from penjing.graph import Graph, as_inputs, capture, check_weights
 from penjing.plan import ChannelPlan
-from penjing.prune.double import FastGroups
+from penjing.prune.double import Double
 from penjing.prune.rewrite import copied, with_forward
 from penjing.task import inputs_and_target
 
@@ -196,9 +196,9 @@ def _check(graph: Graph, blocks: Sequence[Block], small: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in graph.example]
     inputs = [x.double() if x.is_floating_point() else x for x in inputs]
-    with torch.no_grad(), FastGroups():
-        expected = _leaves(Without(copy.deepcopy(graph.module).double(), blocks).run(*inputs))
-        found = _leaves(copy.deepcopy(small).double().eval()(*inputs))
+    reference, smaller = Without(copy.deepcopy(graph.module).double(), blocks), copy.deepcopy(small).double().eval()
+    with torch.no_grad(), Double():
+        expected, found = _leaves(reference.run(*inputs)), _leaves(smaller(*inputs))
     for a, b in zip(found, expected, strict=True):
         error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
         if not error <= 1e-9:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from penjing.errors import NotEquivalent, PlanError
 from penjing.graph import Channels, Graph, as_inputs, capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune.blocks import drop_blocks
-from penjing.prune.decide import plan_channels
 from penjing.prune.rewrite import with_rewritten_forward
 from penjing.prune.verify import verify_against
-from penjing.score import Criterion, l2_norm
 
 
 class RewrittenWarning(UserWarning):
@@ -44,6 +42,8 @@ def prune_channels(
         PlanError: The plan does not fit the model; names the first parameter that differs.
         NotEquivalent: The smaller model computes something else.
     """
+    if not isinstance(plan, ChannelPlan):
+        raise PlanError(f"plan is {type(plan).__name__}; give a ChannelPlan, as plan_channels makes or ChannelPlan.load reads")
     inputs = as_inputs(example)
     if plan.blocks:
         model = drop_blocks(model, plan.blocks, inputs)
@@ -90,21 +90,6 @@ def _touched(model: nn.Module, plan: ChannelPlan) -> nn.Module:
     for module in small.modules():
         _match_attributes(module)
     return small
-
-
-def prune(
-    model: nn.Module,
-    example: Tensor | Sequence[Tensor],
-    ratio: float,
-    *,
-    criterion: Criterion = l2_norm,
-    data: Iterable[Any] | None = None,
-    exclude: Sequence[str] = (),
-    round_to: int = 8,
-) -> nn.Module:
-    """``plan_channels`` and ``prune_channels`` in one line."""
-    plan = plan_channels(model, example, ratio, criterion=criterion, data=data, exclude=exclude, round_to=round_to)
-    return prune_channels(model, plan, example)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

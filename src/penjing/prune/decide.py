@@ -42,6 +42,9 @@ class Selection:
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.macs is None):
             raise RecipeError(f"ratio is {self.ratio} and macs is {self.macs}; give one of the two, e.g. ratio=0.5")
+        for name in ("ratio", "macs", "floor"):
+            if not isinstance(getattr(self, name), int | float | None):
+                raise RecipeError(f"{name} is {getattr(self, name)!r}; give a number")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise RecipeError(f"ratio is {self.ratio}; give the share of channels to drop, from 0 up to 1, e.g. 0.5")
         if self.macs is not None and not 0 < self.macs <= 1:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from penjing.errors import ModelError, NotEquivalent
 from penjing.graph import Channels, Graph, capture, find_channels
 from penjing.plan import ChannelPlan
-from penjing.prune.double import FastGroups
+from penjing.prune.double import Double
 from penjing.prune.masked import Masked
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest value of the output
@@ -72,7 +72,7 @@ def _typed(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
 
 
 def _outputs(run: Any, inputs: tuple[Tensor, ...]) -> list[Any]:
-    with torch.no_grad(), FastGroups():
+    with torch.no_grad(), Double():
         return tree_leaves(run(*inputs))
 
 

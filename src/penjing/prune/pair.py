@@ -1,0 +1,105 @@
+"""A network and what a plan makes of it, side by side: the same operations in the same order, on fewer channels."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from penjing.errors import PlanError
+from penjing.graph import Graph, capture
+from penjing.plan import ChannelPlan, Keep
+from penjing.score.products import Product, products
+
+_BELONG = "give the network that prune_channels made of this model with this plan"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The graphs of a network and of what a plan makes of it.
+
+    Attributes:
+        keep: What the plan keeps of every tensor that the graphs read, by each of its names.
+        twin: The pruned network's node for each of the original's.
+        layers: By the original's node: the layer in both, where it is a matrix product of its own.
+    """
+
+    dense: Graph
+    small: Graph
+    keep: Keep
+    twin: Mapping[fx.Node, fx.Node]
+    layers: Mapping[fx.Node, tuple[Product, Product]]
+
+    @classmethod
+    def of(cls, model: nn.Module, small: nn.Module, plan: ChannelPlan, example: tuple[Tensor, ...]) -> "Pair":
+        """Read both and lay them side by side.
+
+        Raises:
+            PlanError: ``small`` is not what ``plan`` makes of ``model``, or the plan drops whole blocks.
+            ModelError: A network cannot be read.
+        """
+        if plan.blocks:
+            raise PlanError(
+                f"the plan drops whole blocks ({', '.join(plan.blocks)}), so the two networks cannot be compared step by step; "
+                "give as the original drop_blocks(model, plan.blocks, example), and a plan without blocks"
+            )
+        dense, pruned = capture(model, example), capture(small, example)
+        twin = _twins(dense, pruned)
+        keep = _by_every_name(model, plan)
+        for name in {str(n.target) for n in dense.module.graph.nodes if n.op == "get_attr"} - dense.constants:
+            _check_shape(name, part_of(dense, name), part_of(pruned, name), keep.get(name, {}))
+        ours = products(pruned)
+        layers = {n: (p, ours[twin[n]]) for n, p in products(dense).items() if twin[n] in ours}
+        return cls(dense, pruned, keep, twin, layers)
+
+    def kept(self, product: Product, y: Tensor) -> Tensor:
+        """Of the original's value with the channels of a layer's output, those that stay."""
+        index = self.keep.get(product.weight, {}).get(product.writes)
+        if index is None:
+            return y
+        return y.index_select(1 if product.kernel else y.ndim - 1, torch.tensor(index, device=y.device))
+
+
+def _twins(dense: Graph, small: Graph) -> dict[fx.Node, fx.Node]:
+    a, b = (list(g.module.graph.nodes) for g in (dense, small))
+    for x, y in zip(a, b, strict=False):
+        if x.op != y.op or (x.op in ("call_function", "get_attr") and x.target != y.target):
+            raise PlanError(f"the pruned model computes {y.target} where the original computes {x.target}; {_BELONG}")
+    if len(a) != len(b):
+        raise PlanError(f"the pruned model computes {len(b)} operations, the original {len(a)}; {_BELONG}")
+    return dict(zip(a, b, strict=True))
+
+
+def _by_every_name(model: nn.Module, plan: ChannelPlan) -> Keep:
+    """The plan with an entry for all names of a tensor that has several."""
+    own = tensors_of(model)
+    keep = {id(own[name]): dims for name, dims in plan.keep.items() if name in own}
+    return {name: keep[id(value)] for name, value in own.items() if id(value) in keep}
+
+
+def _check_shape(name: str, was: Any, now: Any, kept: Mapping[int, tuple[int, ...]]) -> None:
+    if not isinstance(was, Tensor) or not isinstance(now, Tensor):
+        return
+    expected = tuple(len(kept[d]) if d in kept else n for d, n in enumerate(was.shape))
+    if expected != tuple(now.shape):
+        raise PlanError(f"{name} of the pruned model has shape {tuple(now.shape)}, not {expected}; {_BELONG}")
+
+
+def part_of(graph: Graph, name: str) -> Any:
+    """What a graph holds under a name: a tensor, or a part that runs in a mode of its own."""
+    return operator.attrgetter(name)(graph.module)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by each of their names."""
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def put_back(graph: Graph, module: nn.Module) -> None:
+    """Copy the tensors that a graph reads into the module that it was captured from, in place."""
+    own = tensors_of(module)
+    with torch.no_grad():
+        for name in {str(n.target) for n in graph.module.graph.nodes if n.op == "get_attr"} & own.keys():
+            own[name].copy_(part_of(graph, name))
