@@ -22,6 +22,8 @@ from penjing.prune import prune_channels as prune_channels
 from penjing.prune import prune_iteratively as prune_iteratively
 from penjing.prune import repair as repair
 from penjing.prune import save as save
+from penjing.prune import sparsify as sparsify
+from penjing.prune import sparsify_textbook as sparsify_textbook
 from penjing.quant import quantize as quantize
 from penjing.result import Result as Result
 from penjing.run import Settings as Settings
@@ -29,19 +31,27 @@ from penjing.run import compress as compress
 from penjing.search import Budget as Budget
 from penjing.task import Score as Score
 from penjing.task import Task as Task
+from penjing.train import ACDC as ACDC
+from penjing.train import GradualMagnitude as GradualMagnitude
+from penjing.train import GradualMovement as GradualMovement
+from penjing.train import RigL as RigL
 from penjing.train import Training as Training
 from penjing.train import fit as fit
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ACDC",
     "Artifact",
     "Budget",
     "ChannelPlan",
+    "GradualMagnitude",
+    "GradualMovement",
     "Measurement",
     "PenjingError",
     "Result",
     "RewrittenWarning",
+    "RigL",
     "Score",
     "Selection",
     "Settings",
@@ -66,5 +76,7 @@ __all__ = [
     "repair",
     "save",
     "score",
+    "sparsify",
+    "sparsify_textbook",
     "zoo",
 ]

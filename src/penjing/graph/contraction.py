@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from penjing.graph.labels import Labels, Ledger, Sheets, Value, Weight, bound, narrow, sheets_of, unlabelled, varies
+from penjing.graph.labels import Labels, Ledger, Value, Weight, bound, narrow, sheets_of, unlabelled, varies
 from penjing.graph.meeting import met
 from penjing.graph.walk import out_shape
 
@@ -27,11 +27,11 @@ def convolution(
     if len(weight.shape) != x.ndim:
         return _no_form(ledger, node, x, weight, bias)  # without a batch, dimension 1 is a position
     inputs = _read(ledger, node, x, 1)
-    outputs, per_group = _dims(ledger, node, weight, 0, 1)
-    depthwise = weight.shape[1] == 1 and groups == len(inputs) and groups > 1
-    if depthwise:  # each output belongs to one input
+    if weight.shape[1] == 1 and groups == len(inputs) and groups > 1:  # depthwise: each output belongs to one input
+        [outputs] = _dims(ledger, node, weight, 0)
         ledger.join(inputs.repeat_interleave(len(outputs) // groups), outputs, FIXED)
     else:  # every group keeps the same of its inputs, since the weight is one rectangle
+        outputs, per_group = _dims(ledger, node, weight, 0, 1)
         _meet(ledger, node, inputs, per_group.repeat(groups), weight, 1, x)
         ledger.balance(outputs.view(groups, -1))
     _add_bias(ledger, outputs, bias)
@@ -71,8 +71,8 @@ def linear(ledger: Ledger, node: fx.Node, x: Value, weight: Weight | Value, bias
     """``x @ weight.T + bias`` over the last dimension; weight ``(O, I)``."""
     if len(weight.shape) != 2:
         return _no_form(ledger, node, x, weight, bias)
-    rows = [s for s in sheets_of(x) if not varies(s, x.ndim - 1)]  # other sheets go through, as those of a computed query
-    rows = [s for s in rows if bool((narrow(s) >= 0).any())] if isinstance(x, Sheets) else []
+    rows = [s for s in sheets_of(x) if not varies(s, x.ndim - 1)]  # what lies along other dimensions goes through
+    rows = [s for s in rows if any(varies(s, d) for d in range(x.ndim))]
     read = bound([s for s in sheets_of(x) if all(s is not r for r in rows)], x.shape)
     inputs = _read(ledger, node, read, x.ndim - 1)
     outputs, columns = _dims(ledger, node, weight, 0, 1)
@@ -184,6 +184,8 @@ def _read(ledger: Ledger, node: fx.Node, x: Value, dim: int) -> Labels:
 def _dims(ledger: Ledger, node: fx.Node, weight: Weight | Value, *dims: int) -> list[Labels]:
     """One label for every index of these dimensions of a weight, computed or not; others are frozen where they are known."""
     if isinstance(weight, Weight):
+        for d in set(range(len(weight.shape))) - set(dims):
+            ledger.keep(weight, d, f"{node.target} slides over it")
         return [ledger.labels_of(weight, d) for d in dims]
     for sheet in sheets_of(weight):
         if not any(varies(sheet, d) for d in dims):

@@ -66,6 +66,7 @@ class Ledger:
     mixes: dict[str, list[tuple[int, Labels]]] = field(default_factory=dict)  # node -> (argument, labels it mixes)
     balances: list[Tensor] = field(default_factory=list)  # (rows, columns): equally many of every row stay
     row_of: dict[int, tuple[int, int]] = field(default_factory=dict)  # label -> (balance, row)
+    kept: dict[tuple[str, int], str] = field(default_factory=dict)  # dims that stay, should they be labelled; and why
     values: dict[str, Any] = field(default_factory=dict)  # node -> its labels
 
     def labels_of(self, weight: Weight, dim: int) -> Labels:
@@ -75,8 +76,16 @@ class Ledger:
             self.first[weight.name, dim] = self.count
             self.shapes[weight.name] = weight.shape
             self.count += size
+            if (weight.name, dim) in self.kept:
+                self.keep(weight, dim, self.kept[weight.name, dim])
         start = self.first[weight.name, dim]
         return torch.arange(start, start + size)
+
+    def keep(self, weight: Weight, dim: int, reason: str) -> None:
+        """Freeze a dimension that is no channel, such as a kernel's rows, where another use takes it for one."""
+        self.kept[weight.name, dim] = reason
+        if (weight.name, dim) in self.first:
+            self.freeze(self.labels_of(weight, dim), reason)
 
     def join(self, a: Labels, b: Labels, reason: str) -> None:
         """Elements of ``a`` and ``b`` (of one shape) live or die together; what meets no channel is frozen."""

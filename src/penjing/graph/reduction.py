@@ -14,7 +14,7 @@ def batch_norm(ledger: Ledger, node: fx.Node, x: Value, *parameters: Any) -> Any
     """Each channel by itself: its scale, shift, mean and variance go with it."""
     if len(parameters) > 4 and parameters[4] is True:  # its own statistics: a mean over all but the channels
         x = bound([_mixed(ledger, node, s, [d for d in range(x.ndim) if d != 1], keep=True) for s in sheets_of(x)], x.shape)
-    through = [s for s in sheets_of(x) if not varies(s, 1)] if isinstance(x, Sheets) else []
+    through = [s for s in sheets_of(x) if not varies(s, 1) and any(varies(s, d) for d in range(x.ndim))]
     own = bound([s for s in sheets_of(x) if all(s is not t for t in through)], x.shape)
     channels = ledger.vector(own, 1, f"{node.target} over values that are not channels")
     for p in parameters:

@@ -12,3 +12,5 @@ from penjing.measure.machine import cores as cores
 from penjing.measure.machine import machine as machine
 from penjing.measure.measurement import Measurement as Measurement
 from penjing.measure.metrics import top1 as top1
+from penjing.measure.sparsity import SparsityReport as SparsityReport
+from penjing.measure.sparsity import sparsity as sparsity

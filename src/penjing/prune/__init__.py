@@ -17,7 +17,9 @@ from penjing.prune.refit import refit as refit
 from penjing.prune.renorm import reestimate as reestimate
 from penjing.prune.renorm import repair as repair
 from penjing.prune.renorm import rescale as rescale
+from penjing.prune.sparsify import sparsify as sparsify
 from penjing.prune.store import load as load
 from penjing.prune.store import plan_of as plan_of
 from penjing.prune.store import save as save
+from penjing.prune.textbook import sparsify_textbook as sparsify_textbook
 from penjing.prune.verify import verify_pruned as verify_pruned

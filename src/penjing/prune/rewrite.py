@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from penjing.errors import NotEquivalent
 from penjing.graph import Channels, Graph
 from penjing.graph.labels import Labels, Sheets, Weight, narrow, sheets_of, varies
 from penjing.plan import ChannelPlan
@@ -25,17 +26,25 @@ MODES: dict[Any, int] = {  # where an operation says whether it is in training
 }
 
 
-def with_rewritten_forward(small: nn.Module, graph: Graph, channels: Channels, plan: ChannelPlan) -> nn.Module | None:
-    """``small``, a touched copy of the model that ``graph`` was read from, with a forward that fits; None if no size differs.
+def with_rewritten_forward(small: nn.Module, graph: Graph, channels: Channels, plan: ChannelPlan) -> nn.Module:
+    """``small``, a touched copy of the model that ``graph`` was read from, with a forward that fits.
 
     The module is changed: its class becomes a subclass of its own, whose ``forward`` is the graph.
+
+    Raises:
+        NotEquivalent: The graph is of one batch size only.
     """
+    if not graph.dynamic:
+        raise NotEquivalent(
+            f"the forward of {type(small).__name__} has sizes written into it and cannot be rewritten, since it reads for one "
+            "batch size only, as len(x) or int(x.shape[0]) make it; write x.shape[0], or leave these layers whole with exclude"
+        )
     module = graph.module
     rewritten, places = copied(module.graph)
     sizes = Sizes(channels, plan)
-    changed = [sizes.rewrite(node, places[node]) for node in module.graph.nodes if node.op == "call_function"]
-    if not any(changed):
-        return None
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            sizes.rewrite(node, places[node])
     return with_forward(small, module, rewritten)
 
 
@@ -60,6 +69,9 @@ def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
 
 def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
     """Make ``graph``, which was made from that of ``module``, the forward of ``small``; the class becomes one of its own."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)  # an assertion about the precision that the original has now
     for node in list(graph.nodes):
         _ask_for_the_mode(graph, node)
     for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:
@@ -86,13 +98,11 @@ class Sizes:
         self.ledger = channels.ledger
         self.alive = channels.alive(plan.keep)
 
-    def rewrite(self, node: fx.Node, copy: fx.Node) -> bool:
-        """Put the new sizes into ``copy``, a copy of ``node``; whether any differs."""
+    def rewrite(self, node: fx.Node, copy: fx.Node) -> None:
+        """Put the new sizes into ``copy``, a copy of ``node``."""
         rule = _REWRITES.get(node.target)
-        before = (copy.target, copy.args)
         if rule is not None:
             rule(self, node, copy)
-        return before != (copy.target, copy.args)
 
     def of(self, node: Any) -> list[int] | None:
         """The sizes of a value; None of one that is not a tensor."""

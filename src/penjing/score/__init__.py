@@ -11,9 +11,14 @@ from penjing.score.geometric import geometric_median as geometric_median
 from penjing.score.magnitude import bn_scale as bn_scale
 from penjing.score.magnitude import l1_norm as l1_norm
 from penjing.score.magnitude import l2_norm as l2_norm
+from penjing.score.obs import structured_obs as structured_obs
 from penjing.score.sensitivity import activation_energy as activation_energy
 from penjing.score.sensitivity import fisher as fisher
 from penjing.score.sensitivity import taylor as taylor
+from penjing.score.weight_evidence import WeightCriterion as WeightCriterion
+from penjing.score.weight_evidence import WeightEvidence as WeightEvidence
+from penjing.score.weights import WEIGHT_CRITERIA as WEIGHT_CRITERIA
+from penjing.score.weights import weight_criterion_named as weight_criterion_named
 
 # Every criterion, by the name that recipes and the command line use.
 CRITERIA: dict[str, Criterion] = {
@@ -24,6 +29,7 @@ CRITERIA: dict[str, Criterion] = {
     "activation_energy": activation_energy,
     "taylor": taylor,
     "fisher": fisher,
+    "structured_obs": structured_obs,
     "random": random,
 }
 

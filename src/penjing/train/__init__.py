@@ -3,3 +3,8 @@
 from penjing.train.fit import Epoch as Epoch
 from penjing.train.fit import Training as Training
 from penjing.train.fit import fit as fit
+from penjing.train.sparse import ACDC as ACDC
+from penjing.train.sparse import GradualMagnitude as GradualMagnitude
+from penjing.train.sparse import GradualMovement as GradualMovement
+from penjing.train.sparse import RigL as RigL
+from penjing.train.sparse import Sparsity as Sparsity

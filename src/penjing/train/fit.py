@@ -18,6 +18,7 @@ from penjing.files import read_tensors, write_tensors
 from penjing.progress import Progress, silent
 from penjing.task import Task, as_tuple
 from penjing.train.mixing import mixed
+from penjing.train.sparse import SparseRun, Sparsity, describe
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
@@ -33,6 +34,7 @@ class Training:
     precision: str = "auto"  # "32-true", "bf16-mixed" (Lightning Fabric's names), or bf16 where the device computes in it
     clip: float = 5.0  # largest norm of the whole gradient
     mixup: float = 0.0  # the most of another sample that is mixed into each
+    hold_zeros: bool = True  # weights that are exactly zero, where not all of their tensor are, stay zero: they are a mask
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,15 +78,19 @@ def fit(
     teacher: nn.Module | None = None,
     loss: TeacherLoss | None = None,
     settings: Training | None = None,
+    sparsity: Sparsity | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
     """Train a copy of ``model`` on ``task.train`` and return it in eval mode.
 
+    Zeros in weights of two dimensions or more are kept (see ``Training.hold_zeros``): what ``sparsify`` cut stays cut.
+
     Args:
         teacher: The network to learn from; needed by ``loss``.
         loss: ``(output, teacher output, target) -> scalar``; without it, ``task.loss`` is used and no teacher.
+        sparsity: How to become sparse on the way: ``GradualMagnitude``, ``GradualMovement``, ``RigL`` or ``ACDC``.
         checkpoint: Where the state is kept, written whole after every epoch. When it is there already, training goes on
             from it, and on one CPU ends with the same weights, bit for bit, as if it had not been interrupted.
         on_epoch: Called after every epoch, for those in the checkpoint too.
@@ -92,6 +98,8 @@ def fit(
     Raises:
         TrainingError: The loss is not finite; the last checkpoint stays. Or the checkpoint belongs to another run.
         DataError: ``task.train`` is empty.
+        RecipeError: A setting is out of range, or the pattern of ``sparsity`` does not divide a layer.
+        ModelError: ``sparsity`` finds no weights to cut, or fewer that are not zero than are to stay.
     """
     if (teacher is None) != (loss is None):
         raise RecipeError("fit takes a teacher and a loss that knows it together, or neither")
@@ -99,7 +107,7 @@ def fit(
         raise RecipeError(f"epochs is {epochs}; give at least 1")
     settings = settings or Training()
     steps = _length(task)
-    run = _Run(model, teacher, settings)
+    run = _Run(model, teacher, settings, sparsity)
     history = run.resume(checkpoint, epochs) if checkpoint is not None and checkpoint.exists() else []
     for past in history:
         if on_epoch:
@@ -130,6 +138,7 @@ def _one_epoch(
     total, began, lr, i = 0.0, time.perf_counter(), 0.0, -1
     for i, (inputs, target) in enumerate(task.train):
         lr = run.settings.lr * warmup_cosine(epoch * steps + i, epochs * steps, run.settings.warmup)
+        run.sparse.at(epoch * steps + i, epochs * steps)
         value = run.step(as_tuple(inputs), target, task, loss, lr)
         if not math.isfinite(value):
             raise TrainingError(
@@ -180,7 +189,9 @@ def _channels_last(model: nn.Module) -> nn.Module:
 class _Run:
     """Model, teacher and optimizer, set up on the device; all that a checkpoint must hold."""
 
-    def __init__(self, model: nn.Module, teacher: nn.Module | None, settings: Training) -> None:
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module | None, settings: Training, sparsity: Sparsity | None = None
+    ) -> None:
         self.settings = settings
         self.fabric = _fabric(settings.precision if settings.precision != "auto" else native_precision())
         self.model = _channels_last(copy.deepcopy(model).train())
@@ -195,6 +206,7 @@ class _Run:
             nesterov=settings.momentum > 0,
         )
         self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
         self.teacher = None
         if teacher is not None:
             frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
@@ -214,10 +226,12 @@ class _Run:
                 taught = self.teacher(*inputs)
             value = loss(output, taught, target)
         self.fabric.backward(value)
+        self.sparse.before_step()
         if self.settings.clip:
             self.fabric.clip_gradients(self.student, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
         if math.isfinite(item := float(value.detach())):
             self.optimizer.step()
+            self.sparse.after_step()
         self.optimizer.zero_grad()
         return item
 
@@ -229,17 +243,13 @@ class _Run:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for i, p in enumerate(self._ordered()):
             tensors[f"momentum.{i}"] = self.optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
-        about = {
-            "settings": asdict(self.settings),
-            "epochs": epochs,
-            "model": self._shapes(),
-            "history": [asdict(e) for e in history],
-        }
+        tensors |= {f"sparse.{name}": t for name, t in self.sparse.state().items()}
+        about = self._about(epochs) | {"history": [asdict(e) for e in history]}
         write_tensors(path, tensors, about)
 
     def resume(self, path: Path, epochs: int) -> list[Epoch]:
         tensors, about = read_tensors(path)
-        mine = {"settings": asdict(self.settings), "epochs": epochs, "model": self._shapes()}
+        mine = self._about(epochs)
         theirs = {k: about.get(k) for k in mine}
         if mine != theirs:
             differ = [k for k in mine if mine[k] != theirs[k]]
@@ -249,7 +259,13 @@ class _Run:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for i, p in enumerate(self._ordered()):
             self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p.device)
+        self.sparse.load({k.removeprefix("sparse."): v for k, v in tensors.items() if k.startswith("sparse.")})
         return [Epoch(**e) for e in about["history"]]
+
+    def _about(self, epochs: int) -> dict[str, Any]:
+        """What a checkpoint must agree in to be this run's."""
+        settings, sparsity = asdict(self.settings), describe(self.sparse.way)
+        return {"settings": settings, "epochs": epochs, "model": self._shapes(), "sparsity": sparsity}
 
     def _shapes(self) -> dict[str, Any]:
         held = {name: list(value.shape) for name, value in self.model.state_dict().items()}

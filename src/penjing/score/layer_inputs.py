@@ -1,0 +1,117 @@
+"""Second moments of what convolutions and linear layers read, as the columns that their weights are multiplied with."""
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from penjing.errors import DataError, ModelError
+from penjing.score.layer_weights import LayerWeight
+
+ROWS, LEAST_ROWS = 4, 1024  # positions looked at in a batch: so many for each column, and at least so many
+
+
+def second_moments(
+    model: nn.Module, layers: Sequence[LayerWeight], batches: Iterable[tuple[Tensor, ...]], *, seed: int = 0
+) -> dict[str, Tensor]:
+    """``X'X / n`` for every layer, float64 of shape ``(groups, d, d)``, by the name of its weight.
+
+    ``X`` holds the layer's inputs as columns (im2col): ``d = I K``, in the order of ``LayerWeight.by_output``. Of large maps
+    positions are drawn at random, some multiple of ``d`` in every batch.
+
+    Raises:
+        DataError: There is no batch, or a layer reads what is not finite.
+        ModelError: A layer is not a module (as in a graph), or is never called.
+    """
+    modules = _modules(model, layers)
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = dict.fromkeys(modules, 0)
+    generator = torch.Generator().manual_seed(seed)
+
+    def add(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = columns(module, args[0], generator)
+        sums[name] = sums.get(name, 0) + (x.mT @ x).double()
+        counts[name] += x.shape[1]
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(partial(add, name)).remove)
+        with torch.no_grad():
+            for inputs in batches:
+                model(*inputs)
+    return {name: _checked(name, sums.get(name), counts[name]) for name in modules}
+
+
+def columns(module: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    """What the layer multiplies its weight with, at some positions of its output: ``(groups, positions, d)``."""
+    if isinstance(module, nn.Linear):
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[_drawn(len(rows), rows.shape[1], generator).to(x.device)][None]
+    assert isinstance(module, _ConvNd)
+    rank = len(module.kernel_size)
+    x = x if x.ndim == rank + 2 else x[None]
+    windows = _spread(module, x) if isinstance(module, _ConvTransposeNd) else _padded(module, x)
+    step = (1,) * rank if isinstance(module, _ConvTransposeNd) else module.stride
+    for i, (k, s, d) in enumerate(zip(module.kernel_size, step, module.dilation, strict=True)):
+        windows = windows.unfold(2 + i, (k - 1) * d + 1, s)[..., ::d]
+    windows = windows.movedim(1, 1 + rank)  # (N, positions..., C, kernel...)
+    if isinstance(module, _ConvTransposeNd):
+        windows = windows.flip(list(range(2 + rank, 2 + 2 * rank)))
+    d = module.in_channels // module.groups * math.prod(module.kernel_size)
+    places = windows.shape[: 1 + rank]
+    at = torch.unravel_index(_drawn(places.numel(), d, generator).to(x.device), places)
+    return windows[at].reshape(-1, module.groups, d).transpose(0, 1)
+
+
+def _padded(module: _ConvNd, x: Tensor) -> Tensor:
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, module._reversed_padding_repeated_twice, mode)
+
+
+def _spread(module: _ConvTransposeNd, x: Tensor) -> Tensor:
+    """The input that an ordinary convolution with the turned kernel would read: zeros in between, and around it."""
+    for i, s in enumerate(module.stride):
+        wide = x.new_zeros(*x.shape[: 2 + i], (x.shape[2 + i] - 1) * s + 1, *x.shape[3 + i :])
+        wide[(slice(None),) * (2 + i) + (slice(None, None, s),)] = x
+        x = wide
+    around: list[int] = []
+    sizes = zip(module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True)
+    for k, d, p, more in reversed(list(sizes)):
+        assert isinstance(p, int)
+        around += [d * (k - 1) - p, d * (k - 1) - p + more]
+    return F.pad(x, around)
+
+
+def _drawn(count: int, d: int, generator: torch.Generator) -> Tensor:
+    """Which of ``count`` positions to look at."""
+    most = max(LEAST_ROWS, ROWS * d)
+    return torch.arange(count) if count <= most else torch.randperm(count, generator=generator)[:most]
+
+
+def _modules(model: nn.Module, layers: Sequence[LayerWeight]) -> dict[str, nn.Module]:
+    """The module of each layer.
+
+    Raises:
+        ModelError: There is none.
+    """
+    parameters = dict(model.named_parameters())
+    owners = {id(m._parameters.get("weight")): m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
+    found = {layer.name: owners.get(id(parameters[layer.name])) for layer in layers}
+    for name, module in found.items():
+        if module is None:
+            raise ModelError(f"{name} does not belong to a convolution or linear module; cut its weights before quantize")
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def _checked(name: str, total: Tensor | None, count: int) -> Tensor:
+    if total is None or not count:
+        raise ModelError(f"the layer of {name} is not called on this data; exclude it")
+    if not total.isfinite().all():
+        raise DataError(f"what the layer of {name} reads is NaN or infinite; look for inputs out of range")
+    return total / count
