@@ -37,7 +37,7 @@ from penjing.zoo import fashion_resnet20
 
 ROOT = Path(__file__).parent
 TEACHER = ROOT.parent / "src/penjing/zoo/fashion_resnet20.safetensors"
-ONE_SHOT = (0.5, 0.3, 0.2, 0.1)
+ONE_SHOT = (0.5, 0.2, 0.1)
 TRAINED = (0.5, 0.2, 0.1, 0.05)
 SETTINGS = Training(lr=0.02, mixup=0.3)
 RATES = ((0.05, 0.1), (0.5, 0.1), (0.5, 0.01), (5.0, 0.01))  # learning rate and epsilon, chosen on the search split

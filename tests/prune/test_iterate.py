@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from penjing.errors import BudgetError, RecipeError
+from penjing.errors import BudgetError, DataError, RecipeError
 from penjing.graph import capture
 from penjing.graph.layers import macs
 from penjing.plan import ChannelPlan
-from penjing.prune import plan_channels, prune_channels
+from penjing.prune import plan_channels, prune, prune_channels
 from penjing.prune.decide import Selection
 from penjing.prune.iterate import gentler, prune_iteratively
 from penjing.score import Evidence, Scores, l2_norm
@@ -127,3 +127,32 @@ def test_a_target_out_of_reach_is_told_before_anything_is_cut() -> None:
 
     with pytest.raises(BudgetError, match=r"macs=0\.001"):
         prune_iteratively(net(), X, Selection(macs=0.001), steps=3, recover=never)
+
+
+def test_one_call_decides_and_cuts() -> None:
+    model = net()
+    small = prune(model, X, 0.5, round_to=1, exclude=["head.*"])
+    expected = prune_channels(model, plan_channels(model, X, 0.5, round_to=1, exclude=["head.*"]), X)
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), expected.parameters(), strict=True))
+    assert macs(capture(prune(model, X, macs=0.4, round_to=1), X)) <= 0.4 * macs(capture(model, X))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_refitting_brings_the_output_nearer(steps: int) -> None:
+    model, data = net(), [torch.randn(32, *IMAGE[0], dtype=torch.float64) for _ in range(3)]
+    fresh = torch.randn(16, *IMAGE[0], dtype=torch.float64)
+    with torch.no_grad():
+        apart = {
+            refit: float(
+                (prune(model, X, 0.4, round_to=1, data=data, refit=refit, steps=steps).eval()(fresh) - model(fresh))
+                .square()
+                .mean()
+            )
+            for refit in (False, True)
+        }
+    assert apart[True] < 0.7 * apart[False]
+
+
+def test_refitting_needs_data() -> None:
+    with pytest.raises(DataError, match="refit needs data"):
+        prune(net(), X, 0.5, refit=True)
