@@ -9,8 +9,8 @@ channels by group magnitude (its default, the same share of every layer; and ran
 multiply-accumulates, from the same weights, judged by the same code. The two exchange safetensors.
 
 ``--cases`` names a folder with ``realdata.py``, which fetches real networks (mobilenetv2, ffdnet) and data and needs Pillow;
-without it only the embedded teacher is judged. Rows of cases that are not run again (``--only``) stay as they are. The teacher
-needs the full Fashion-MNIST (Debian's package, or ``--fashion FOLDER``).
+without it only the embedded teacher is judged. Rows that are in the JSON are not run again. The teacher needs the full
+Fashion-MNIST (Debian's package, or ``--fashion FOLDER``).
 """
 
 import argparse
@@ -162,11 +162,14 @@ def share(case: Case, model: nn.Module, small: nn.Module) -> float:
     return macs(capture(model, case.example)) / macs(capture(small, case.example))
 
 
-def ours(case: Case, model: nn.Module, draws: int) -> Iterable[Row]:
-    """One row for each criterion and draw of samples."""
+def ours(case: Case, model: nn.Module, draws: int, there: Sequence[Row]) -> Iterable[Row]:
+    """One row for each criterion and draw of samples, but for those that are there."""
+    known = {(r["choice"], r.get("draw")) for r in there}
     for seed in range(draws):
         batches = case.calibration(case.samples, seed)
         for name, criterion in CRITERIA.items():
+            if (name, seed) in known:
+                continue
             start = time.perf_counter()
             plan = plan_channels(
                 model, case.example, macs=1 / case.fewer, criterion=criterion, data=batches, round_to=1, cut_sums=False
@@ -319,11 +322,13 @@ def part_one(known: Mapping[str, Callable[[], Case]], given: argparse.Namespace,
     for name in given.only or known:
         case = known[name]()
         model = case.model()
-        about = {"baseline": judged(case, model), "unit": case.unit, "samples": case.samples, "rows": []}
-        results[PART_ONE][name] = about
-        others = peers(case, model, given.peer_python, words, given.draws) if given.peer_python else ()
-        for row in chain(ours(case, model, given.draws), others):
-            about["rows"].append(row)
+        about = {"baseline": judged(case, model), "unit": case.unit, "samples": case.samples}
+        rows: list[Row] = results[PART_ONE].get(name, {}).get("rows", [])
+        results[PART_ONE][name] = about = {**about, "rows": rows}
+        judged_already = any(r["by"] == "torch-pruning" for r in rows) or not given.peer_python
+        others = () if judged_already else peers(case, model, given.peer_python, words, given.draws)
+        for row in chain(ours(case, model, given.draws, rows), others):
+            rows.append(row)
             print(name, {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
             write_json(kept, results)
     return results

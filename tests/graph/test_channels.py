@@ -90,16 +90,16 @@ def test_groups_come_in_the_order_of_the_computation(name: str) -> None:
     ("name", "operation"),
     [
         ("running_sum", "cumsum"),
-        ("group_norm", "group_norm"),
-        ("softmax_over_channels", "softmax"),
-        ("one_channel_picked", "slice"),
-        ("transposed_grouped", "conv_transpose2d"),
-        ("three_parts", "split|chunk"),
+        ("eca", "conv1d.default slides along"),
+        ("flipped_channels", "flip"),
+        ("channels_selected", "index_select"),
+        ("bilinear_pooling", "einsum"),
+        ("constant_made_inside", "fixed size"),
     ],
 )
 def test_what_is_fixed_says_by_which_operation(name: str, operation: str) -> None:
     channels = channels_of(name)
-    assert any(o in channels.fixed["a.weight", 0] for o in operation.split("|"))
+    assert operation in channels.fixed["a.weight", 0]
     assert not any(a.name == "a.weight" for g in channels.groups for a in g.axes)
 
 
@@ -133,3 +133,36 @@ def test_an_image_without_a_batch_is_refused_or_read_rightly() -> None:
     except PenjingError:
         return
     assert {(a.name, a.dim) for g in channels.groups for a in g.axes} <= {("0.weight", 0), ("0.bias", 0), ("2.weight", 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "blocks"),
+    [
+        ("group_norm", "a.weight", (4, 4)),
+        ("group_norm_by_hand", "a.weight", (4, 4)),
+        ("group_norm_then_grouped", "a.weight", (2, 4)),
+        ("of_many_layers", "q.weight", (2, 8)),
+        ("grouped", "g.weight", (4, 8)),
+        ("csp", "a.weight", None),
+        ("layer_norm", "a.weight", None),
+    ],
+)
+def test_blocks_of_a_group_stay_equal(name: str, group: str, blocks: tuple[int, int] | None) -> None:
+    found = next(g for g in channels_of(name).groups if g.name == group)
+    assert (None if found.blocks is None else tuple(found.blocks.shape)) == blocks
+    if found.blocks is not None:
+        assert sorted(found.blocks.flatten().tolist()) == list(range(found.channels))
+
+
+def test_heads_are_cut_in_width_and_stay_as_many() -> None:
+    """Queries and keys together, values by themselves, equally many of each head."""
+    groups = {g.name: {a.name for a in g.axes} for g in channels_of("of_many_layers").groups}
+    assert groups["q.weight"] == {"q.weight", "q.bias", "k.weight", "k.bias"}
+    assert groups["v.weight"] == {"v.weight", "v.bias", "p.weight"}
+
+
+def test_what_a_convolution_slides_along_stays_and_no_more() -> None:
+    """ECA's gate ties the channels to their places; the layers before and after it are free."""
+    channels = channels_of("eca")
+    assert ("a.weight", 0) in channels.fixed
+    assert [g.name for g in channels.groups] == ["b.weight"]

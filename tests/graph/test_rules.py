@@ -1,3 +1,4 @@
+import operator
 from typing import Any
 
 import pytest
@@ -7,11 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from penjing.graph.labels import INPUT, NONE, Ledger, Sheets, Weight, narrow, tidy
 from penjing.graph.rules import RULES
-from penjing.graph.walk import INPUT, NONE, Ledger, Walk, Weight, narrow, tidy
+from penjing.graph.walk import Walk
 
 aten = torch.ops.aten
 N, C, H, W = 2, 12, 4, 6
+ALL = list(range(C))
 
 
 def ruled(ledger: Ledger, target: OpOverload, out: tuple[int, ...], *args: Any) -> Any:
@@ -78,15 +81,46 @@ def test_labels_move_as_elements_do_when_reshaped(given: tuple[Any, Any, int], t
     assert torch.equal(joined(ledger, out), joined(ledger, x.reshape(after)))
 
 
-@pytest.mark.parametrize("groups", [2, 3, 4, 6])
-def test_blocks_of_a_view_keep_the_same_channels(groups: int) -> None:
+@pytest.mark.parametrize("groups", [2, 3])
+def test_blocks_of_a_view_stay_equal_and_choose_their_own_channels(groups: int) -> None:
     ledger = Ledger()
-    out = ruled(
-        ledger, aten.view.default, (N, groups, C // groups, H, W), channels(ledger, N, C, H, W), (N, groups, C // groups, H, W)
-    )
-    out = joined(ledger, out)
-    assert torch.equal(out, out[:, :1].expand_as(out))
-    assert kinds(ledger, out) == C // groups
+    shape = (N, groups, C // groups, H, W)
+    out = ruled(ledger, aten.view.default, shape, channels(ledger, N, C, H, W), shape)
+    assert kinds(ledger, out) == C
+    assert [b.tolist() for b in ledger.balances] == [torch.arange(C).view(groups, -1).tolist()]
+    assert not frozen(ledger)
+
+
+@pytest.mark.parametrize("groups", [4, 6])
+def test_many_small_blocks_come_and_go_as_a_whole(groups: int) -> None:
+    """The larger of two sizes is taken for the one that the model leaves free."""
+    ledger = Ledger()
+    shape = (N, groups, C // groups, H, W)
+    out = ruled(ledger, aten.view.default, shape, channels(ledger, N, C, H, W), shape)
+    assert kinds(ledger, out) == groups
+    assert torch.equal(joined(ledger, out), joined(ledger, out)[:, :, :1].expand_as(out))
+
+
+@pytest.mark.parametrize("groups", [2, 4, 6])
+def test_the_size_that_a_view_does_not_say_is_the_free_one(groups: int) -> None:
+    ledger = Ledger()
+    shape = (N, groups, -1, H, W)
+    node = fx.Graph().call_function(aten.view.default, (None, list(shape)))
+    node.meta["val"] = torch.empty(N, groups, C // groups, H, W, device="meta")
+    out = RULES[node.target](ledger, node, channels(ledger, N, C, H, W), shape)
+    assert kinds(ledger, out) == C
+    assert [b.shape for b in ledger.balances] == [(groups, C // groups)]
+
+
+def test_groups_with_all_their_positions_stay_equal() -> None:
+    """As a group norm written by hand has them."""
+    ledger = Ledger()
+    out = ruled(ledger, aten.view.default, (N, 4, 72), channels(ledger, N, C, H, W), (N, 4, -1))
+    assert kinds(ledger, out) == C
+    assert [sorted(set(row)) for row in ledger.balances[0].tolist()] == torch.arange(C).view(4, -1).tolist()
+    ruled(ledger, aten.mean.dim, (N, 4, 1), out, [2], True)
+    assert ledger.mixes
+    assert not frozen(ledger)
 
 
 def test_positions_may_be_viewed_as_one_likes() -> None:
@@ -141,20 +175,22 @@ def test_concatenated_values_stay_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("target", "size"), [(aten.split.Tensor, 4), (aten.chunk.default, 3), (aten.split_with_sizes.default, [4, 4, 4])]
 )
-def test_parts_of_one_size_keep_the_same_channels(target: OpOverload, size: Any) -> None:
+def test_parts_of_one_size_stay_of_one_size(target: OpOverload, size: Any) -> None:
     ledger = Ledger()
     x = channels(ledger, N, C, H, W)
     parts = ruled(ledger, target, (N, 4, H, W), x, size, 1)
     assert len(parts) == 3
-    assert kinds(ledger, x) == 4
-    assert all(torch.equal(joined(ledger, p), joined(ledger, parts[0])) for p in parts)
+    assert kinds(ledger, x) == C
+    assert [b.tolist() for b in ledger.balances] == [torch.arange(C).view(3, 4).tolist()]
     assert not frozen(ledger)
 
 
-def test_parts_of_other_sizes_are_frozen() -> None:
+def test_parts_of_other_sizes_are_free() -> None:
     ledger = Ledger()
-    ruled(ledger, aten.split_with_sizes.default, (N, 5, H, W), channels(ledger, N, C, H, W), [5, 7], 1)
-    assert frozen(ledger) == set(range(C))
+    parts = ruled(ledger, aten.split_with_sizes.default, (N, 5, H, W), channels(ledger, N, C, H, W), [5, 7], 1)
+    assert [p[0, :, 0, 0].tolist() for p in parts] == [list(range(5)), list(range(5, 12))]
+    assert not ledger.balances
+    assert not frozen(ledger)
 
 
 def test_parts_of_the_positions_are_free() -> None:
@@ -166,35 +202,41 @@ def test_parts_of_the_positions_are_free() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "args", "out", "free"),
+    ("target", "args", "out", "kept", "fixed"),
     [
-        (aten.slice.Tensor, (2, 1, 3), (N, C, 2, W), True),
-        (aten.select.int, (3, 0), (N, C, H), True),
-        (aten.slice.Tensor, (1, 0, 12), (N, C, H, W), True),
-        (aten.slice.Tensor, (1, 0, 8), (N, 8, H, W), False),
-        (aten.select.int, (1, 0), (N, H, W), False),
-        (aten.flip.default, ([3],), (N, C, H, W), True),
-        (aten.flip.default, ([1],), (N, C, H, W), False),
-        (aten.roll.default, ([1], [2]), (N, C, H, W), True),
-        (aten.roll.default, ([1], [1]), (N, C, H, W), False),
-        (aten.constant_pad_nd.default, ([1, 1, 2, 0],), (N, C, H + 2, W + 2), True),
-        (aten.constant_pad_nd.default, ([0, 0, 0, 0, 0, 3],), (N, C + 3, H, W), False),
+        (aten.slice.Tensor, (2, 1, 3), (N, C, 2, W), ALL, set()),
+        (aten.select.int, (3, 0), (N, C, H), ALL, set()),
+        (aten.slice.Tensor, (1, 0, 12), (N, C, H, W), ALL, set()),
+        (aten.slice.Tensor, (1, 0, 8), (N, 8, H, W), ALL[:8], set()),
+        (aten.slice.Tensor, (1, -4, 99), (N, 4, H, W), ALL[8:], set()),
+        (aten.select.int, (1, 3), (N, H, W), [3], {3}),
+        (aten.flip.default, ([3],), (N, C, H, W), ALL, set()),
+        (aten.flip.default, ([1],), (N, C, H, W), [NONE], set(ALL)),
+        (aten.roll.default, ([1], [2]), (N, C, H, W), ALL, set()),
+        (aten.roll.default, ([1], [1]), (N, C, H, W), [NONE], set(ALL)),
+        (aten.constant_pad_nd.default, ([1, 1, 2, 0],), (N, C, H + 2, W + 2), ALL, set()),
+        (aten.constant_pad_nd.default, ([0, 0, 0, 0, 1, 3],), (N, C + 4, H, W), [NONE, *ALL], set()),
     ],
     ids=str,
 )
-def test_picking_and_padding_is_free_along_positions_only(
-    target: OpOverload, args: tuple[Any, ...], out: tuple[int, ...], free: bool
+def test_picking_and_padding_keeps_each_channel_in_its_place(
+    target: OpOverload, args: tuple[Any, ...], out: tuple[int, ...], kept: list[int], fixed: set[int]
 ) -> None:
     ledger = Ledger()
     x = channels(ledger, N, C, H, W)
     labels = ruled(ledger, target, out, x, *args)
     assert labels.shape == out
-    if free:
-        assert set(labels.flatten().tolist()) == set(range(C))
-        assert kinds(ledger, x) == C
-        assert not frozen(ledger)
-    else:  # frozen, or joined so that what is left is picked alike
-        assert frozen(ledger) == set(range(C)) or kinds(ledger, x) < C
+    assert sorted(set(labels.flatten().tolist())) == kept
+    assert kinds(ledger, x) == C
+    assert frozen(ledger) == fixed
+
+
+def test_every_second_channel_cannot_be_asked_for() -> None:
+    ledger = Ledger()
+    node = fx.Graph().call_function(aten.slice.Tensor, (None, 1, 0, C, 2))
+    node.meta["val"] = torch.empty(N, C // 2, H, W, device="meta")
+    RULES[node.target](ledger, node, channels(ledger, N, C, H, W), 1, 0, C, 2)
+    assert frozen(ledger) == set(ALL)
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(0, 10**6))
@@ -277,13 +319,29 @@ def test_a_convolution_reads_its_input_and_writes_its_output() -> None:
     assert ledger.reads == {("kernel", 1)}
 
 
-def test_groups_of_a_convolution_keep_the_same_channels() -> None:
+def test_groups_of_a_convolution_keep_the_same_inputs_and_as_many_outputs() -> None:
     ledger = Ledger()
     x = channels(ledger, N, C, H, W)
     w, outputs, reads = weight(ledger, 8, 3, 3, 3)
     ruled(ledger, aten.conv2d.default, (N, 8, H, W), x, w, None, [1, 1], [1, 1], [1, 1], 4)
     assert torch.equal(joined(ledger, x[0, :, 0, 0]), joined(ledger, reads).repeat(4))
-    assert joined(ledger, outputs).tolist() == joined(ledger, outputs)[:2].repeat(4).tolist()
+    assert kinds(ledger, outputs) == 8
+    assert any(torch.equal(b, outputs.view(4, 2)) for b in ledger.balances)
+
+
+def test_a_kernel_is_no_channel_whatever_else_uses_it() -> None:
+    """Its mean, taken of all dimensions, must not make channels of its rows and columns; whichever comes first."""
+    for first in (0, 1):
+        ledger = Ledger()
+        x, w = channels(ledger, N, C, H, W), Weight("kernel", (8, C, 3, 3))
+        for step in (first, 1 - first):
+            if step:
+                ruled(ledger, aten.conv2d.default, (N, 8, H, W), x, w, None, [1, 1], [1, 1], [1, 1], 1)
+            else:
+                ruled(ledger, aten.mean.default, (), ledger.value(w))
+        rows = {*ledger.labels_of(w, 2).tolist(), *ledger.labels_of(w, 3).tolist()}
+        assert frozen(ledger) == rows
+        assert len(rows) == 6
 
 
 def test_a_depthwise_convolution_ties_each_output_to_its_input() -> None:
@@ -334,11 +392,11 @@ def test_a_norm_takes_its_statistics_along() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dims", "keep", "kept"),
-    [([2, 3], True, C), ([2, 3], False, C), ([-1], False, C), ([1], True, 1), (None, False, 1)],
+    ("dims", "keep", "mixed"),
+    [([2, 3], True, False), ([2, 3], False, False), ([-1], False, False), ([1], True, True), (None, False, True)],
     ids=str,
 )
-def test_what_is_summed_up_lives_or_dies_together(dims: list[int] | None, keep: bool, kept: int) -> None:
+def test_a_sum_over_channels_is_one_of_those_that_are_left(dims: list[int] | None, keep: bool, mixed: bool) -> None:
     ledger = Ledger()
     x = channels(ledger, N, C, H, W)
     target = aten.sum.default if dims is None else aten.sum.dim_IntList
@@ -346,14 +404,94 @@ def test_what_is_summed_up_lives_or_dies_together(dims: list[int] | None, keep: 
     shape = tuple(target(torch.zeros(N, C, H, W), *args).shape)
     out = ruled(ledger, target, shape, x, *args)
     assert out.shape == shape
-    assert kinds(ledger, x) == kept
+    assert kinds(ledger, x) == C
+    assert bool(ledger.mixes) == mixed
+    assert bool((out >= 0).any()) != mixed
+    assert not frozen(ledger)
 
 
-def test_a_softmax_along_the_channels_freezes_them() -> None:
-    for dim, free in ((1, False), (-3, False), (2, True), (-1, True)):
+def test_a_softmax_along_the_channels_is_one_of_those_that_are_left() -> None:
+    for dim, mixed in ((1, True), (-3, True), (2, False), (-1, False)):
         ledger = Ledger()
-        ruled(ledger, aten._softmax.default, (N, C, H, W), channels(ledger, N, C, H, W), dim, False)
-        assert frozen(ledger) == (set() if free else set(range(C)))
+        x = channels(ledger, N, C, H, W)
+        out = ruled(ledger, aten._softmax.default, (N, C, H, W), x, dim, False)
+        assert torch.equal(out, x)
+        assert bool(ledger.mixes) == mixed
+        assert not frozen(ledger)
+
+
+def test_the_largest_channel_may_be_used_but_not_named() -> None:
+    """``x.max(1)`` gives which channel it was too, and some use that."""
+    for asked in (False, True):
+        graph, ledger = fx.Graph(), Ledger()
+        x = graph.placeholder("x")
+        node = graph.call_function(aten.max.dim, (x, 1))
+        node.meta["val"] = (torch.empty(N, H, W, device="meta"), torch.empty(N, H, W, device="meta"))
+        graph.output(graph.call_function(operator.getitem, (node, int(asked))))
+        RULES[node.target](ledger, node, channels(ledger, N, C, H, W), 1)
+        assert frozen(ledger) == (set(ALL) if asked else set())
+        assert bool(ledger.mixes) != asked
+
+
+def heads(ledger: Ledger, name: str, width: int = 6) -> Tensor:
+    """Labels of queries of two heads, ``(N, heads, positions, width)``."""
+    x = channels(ledger, N, 5, 2 * width, dim=2, name=name)
+    return ruled(ledger, aten.view.default, (N, 5, 2, width), x, (N, 5, 2, width)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def test_queries_meet_keys_head_by_head() -> None:
+    ledger = Ledger()
+    q, k = heads(ledger, "q"), heads(ledger, "k")
+    out = ruled(ledger, aten.matmul.default, (N, 2, 5, 5), q, k.transpose(2, 3))
+    assert not bool((out >= 0).any())
+    assert torch.equal(joined(ledger, torch.arange(12)), joined(ledger, torch.arange(12, 24)))
+    assert kinds(ledger, torch.arange(24)) == 12
+    values = heads(ledger, "v")
+    assert torch.equal(ruled(ledger, aten.matmul.default, (N, 2, 5, 6), out, values), values)
+    assert not frozen(ledger)
+
+
+def test_channels_that_attend_to_channels_vary_both_ways() -> None:
+    ledger = Ledger()
+    q, k = heads(ledger, "q"), heads(ledger, "k")
+    out = ruled(ledger, aten.matmul.default, (N, 2, 6, 6), q.transpose(2, 3), k)
+    assert isinstance(out, Sheets)
+    assert [ledger.along(s) for s in out.sheets] == [[2], [3]]
+    assert kinds(ledger, torch.arange(24)) == 24
+    assert not frozen(ledger)
+
+
+def test_a_temperature_of_every_head_stays() -> None:
+    ledger = Ledger()
+    q, t = heads(ledger, "q"), Weight("t", (2, 1, 1))
+    out = ruled(ledger, aten.mul.Tensor, (N, 2, 5, 6), q, t)
+    assert frozen(ledger) == set(ledger.labels_of(t, 0).tolist())
+    assert torch.equal(out, q)
+
+
+def test_weights_are_added_dimension_by_dimension() -> None:
+    ledger = Ledger()
+    a, b = Weight("a", (6, C, 3, 3)), Weight("b", (6, C, 3, 3))
+    out = ruled(ledger, aten.add.Tensor, a.shape, ledger.value(a), b)
+    assert isinstance(out, Sheets)
+    for d in range(4):
+        assert torch.equal(joined(ledger, ledger.labels_of(a, d)), joined(ledger, ledger.labels_of(b, d)))
+    assert kinds(ledger, torch.arange(ledger.count)) == 6 + C + 3 + 3
+    assert not frozen(ledger)
+
+
+def test_a_flattened_weight_says_of_an_element_all_that_it_belongs_to() -> None:
+    """Its sheets lie along one dimension then, and must not be taken for one another."""
+    ledger = Ledger()
+    w = Weight("w", (6, C, 3, 3))
+    flat = ruled(ledger, aten.view.default, (6, C * 9), ledger.value(w), (6, -1))
+    assert isinstance(flat, Sheets)
+    centered = ruled(ledger, aten.sub.Tensor, (6, C * 9), flat, ruled(ledger, aten.mean.dim, (6, 1), flat, [1], True))
+    assert len(centered.sheets) == 4
+    back = ruled(ledger, aten.view.default, w.shape, centered, w.shape)
+    assert {tuple(ledger.along(s)) for s in back.sheets} == {(0,), (1,), (2,), (3,)}
+    assert kinds(ledger, torch.arange(ledger.count)) == 6 + C + 3 + 3
+    assert not frozen(ledger)
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())

@@ -91,9 +91,21 @@ def matrix_product(ledger: Ledger, node: fx.Node, a: Value, b: Weight | Value) -
         return _no_form(ledger, node, a, b)
     shape = out_shape(node)
     _contract(ledger, node, a, b)
-    rows = [_without(ledger, s, -1) for s in sheets_of(a)]
-    columns = [_without(ledger, s, -2) for s in sheets_of(b)]
-    return met(ledger, [bound(_told(rows, shape), shape), bound(_told(columns, shape), shape)], str(node.target), shape)
+    rows = [_without(ledger, s, -1).narrow(-1, 0, 1) for s in sheets_of(a)]
+    columns = [_without(ledger, s, -2).narrow(-2, 0, 1) for s in sheets_of(b)]
+    return met(ledger, [bound(rows, rows[0].shape), bound(columns, columns[0].shape)], str(node.target), shape)
+
+
+def vector_product(ledger: Ledger, node: fx.Node, a: Value, b: Weight | Value) -> Value:
+    """``a @ b`` with a vector ``b``, as spectral norm has it."""
+    if isinstance(b, Weight):
+        b = ledger.value(b)
+    reason, shape = str(node.target), out_shape(node)
+    read = [s for s in sheets_of(a) if varies(s, a.ndim - 1)]
+    for s in read:
+        ledger.mix(node.name, 0, s)
+    met(ledger, [bound([_facing(ledger, s, -2, reason) if a.ndim > 1 else s for s in read], b.shape), b], reason, b.shape)
+    return bound([_without(ledger, s, -1).select(-1, 0).expand(shape) for s in sheets_of(a)] if shape else [], shape)
 
 
 def product_sum(ledger: Ledger, node: fx.Node, bias: Value, a: Value, b: Weight | Value, **_: Any) -> Value:
@@ -189,7 +201,7 @@ def _dims(ledger: Ledger, node: fx.Node, weight: Weight | Value, *dims: int) -> 
         return [ledger.labels_of(weight, d) for d in dims]
     for sheet in sheets_of(weight):
         if not any(varies(sheet, d) for d in dims):
-            ledger.freeze(sheet, f"{node.target} with a computed weight")
+            ledger.freeze(sheet, f"{node.target} slides over it")
     told = [[s for s in sheets_of(weight) if varies(s, d)] for d in dims]
     return [
         ledger.vector(bound(s, weight.shape), d, f"{node.target} with a computed weight")

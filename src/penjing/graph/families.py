@@ -111,12 +111,14 @@ def _balanced(matrix: np.ndarray, family: Mapping[int, int], rows: dict[int, Row
         return True  # the very same channels in every row
     found: dict[int, Rows] = {}
     for f in {family[c] for row in counts for c in row}:
-        own = [{c: n for c, n in row.items() if family[c] == f} for row in counts]
+        every = [frozenset((c, n) for c, n in row.items() if family[c] == f) for row in counts]
+        own = [dict(row) for row in dict.fromkeys(every)]  # rows of the very same channels say it once
         flat = [c for row in own for c in row]
         alike = len({len(row) for row in own}) == 1 and len({n for row in own for n in row.values()}) == 1
         if not alike or len(set(flat)) < len(flat):
             return False
-        found[f] = [list(row) for row in own]
+        if len(own) > 1:
+            found[f] = [list(row) for row in own]
     for f, new in found.items():
         finer = _finer(rows[f], new) if f in rows else new
         if finer is None:

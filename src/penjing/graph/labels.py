@@ -163,6 +163,11 @@ class Ledger:
                 free.append(d)
         return free[0] if len(free) == 1 else None
 
+    def along(self, labels: Labels) -> list[int]:
+        """The dimensions that get shorter when channels go: of balanced rows the one along which they lie."""
+        free = self.free_dim(labels)
+        return [d for d in range(labels.ndim) if varies(labels, d)] if free is None else [free]
+
     def squared(self, labels: Labels, reason: str) -> Labels:
         """Balanced rows that must keep the very same places: joined, so that labels vary along one dimension only."""
         free = self.free_dim(labels)

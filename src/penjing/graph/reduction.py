@@ -53,6 +53,14 @@ def layer_norm(ledger: Ledger, node: fx.Node, x: Value, shape: Sequence[int], *p
     return met(ledger, [bound(sheets, x.shape), *values], str(node.target), tuple(x.shape))
 
 
+def weight_norm(ledger: Ledger, node: fx.Node, v: Value, g: Weight | Value, dim: int = 0) -> Value:
+    """A weight's direction and length: a norm over all dimensions but one."""
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+    sheets = [_mixed(ledger, node, s, others, keep=True) for s in sheets_of(v)]
+    lengths = ledger.value(g) if isinstance(g, Weight) else g
+    return met(ledger, [bound(sheets, v.shape), lengths], str(node.target), tuple(v.shape))
+
+
 def pooling(ledger: Ledger, node: fx.Node, x: Labels, *_: Any, **__: Any) -> Any:
     """Mixes positions, never channels; channels that lie along the positions are frozen."""
     shape = out_shape(node)
@@ -64,7 +72,18 @@ def pooling(ledger: Ledger, node: fx.Node, x: Labels, *_: Any, **__: Any) -> Any
         for d in changed:
             x = x.narrow(d, 0, 1)
         out = x.expand(shape)
-    return (out, unlabelled(shape)) if isinstance(node.meta["val"], tuple | list) else out
+    return (out, out) if isinstance(node.meta["val"], tuple | list) else out  # and where they were, which goes with them
+
+
+def unpooling(ledger: Ledger, node: fx.Node, x: Labels, places: Value, *_: Any) -> Any:
+    """Back to where the maxima were, each channel by itself."""
+    return pooling(ledger, node, sheets_of(met(ledger, [x, places], str(node.target), tuple(x.shape)))[0])
+
+
+def sampled(ledger: Ledger, node: fx.Node, x: Labels, grid: Weight | Value, *_: Any) -> Any:
+    """Pixels of every channel from anywhere."""
+    ledger.freeze_value(grid, f"{node.target} with places from channels")
+    return pooling(ledger, node, x)
 
 
 def reduction(ledger: Ledger, node: fx.Node, x: Value, dim: Any = None, keepdim: bool = False, *_: Any, **__: Any) -> Value:
@@ -80,12 +99,21 @@ def vector_norm(
 
 
 def extremes(ledger: Ledger, node: fx.Node, x: Value, dim: int, keepdim: bool = False) -> Any:
-    """Values and where they are; a place along the channels means nothing once some are gone."""
-    if any(varies(s, dim % x.ndim) for s in sheets_of(x)):
+    """Values and where they are; a place along the channels, if anybody asks for it, means nothing once some are gone."""
+    asked = any(user.users and user.args[1] != 0 for user in node.users)
+    if asked and any(varies(s, dim % x.ndim) for s in sheets_of(x)):
         ledger.freeze_value(x, f"{node.target} says which channel")
         x = unlabelled(x.shape)
     out = _reduced(ledger, node, x, dim, keepdim)
     return [out, unlabelled(out.shape)]
+
+
+def moments(ledger: Ledger, node: fx.Node, x: Value, dim: Any = None, *_: Any, **__: Any) -> list[Value]:
+    """Spread and mean in one."""
+    every = dim is None or isinstance(dim, bool)
+    keepdim = bool(node.kwargs.get("keepdim", False)) or node.args[3:4] == (True,)
+    out = _reduced(ledger, node, x, None if every else dim, keepdim)
+    return [out, out]
 
 
 def _reduced(ledger: Ledger, node: fx.Node, x: Value, dim: Any, keepdim: bool) -> Value:

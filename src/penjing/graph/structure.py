@@ -76,11 +76,18 @@ def reshaped(ledger: Ledger, node: fx.Node, x: Labels, *_: Any) -> Labels:
     x = tidy(x)
     out = tidy(x.reshape(shape))  # not view: expanded labels have no memory layout to keep
     for before, after in _factors(tuple(x.shape), shape):
-        cut = [d for d in after if shape[d] > 1]
-        whole = sum(varies(x, d) for d in before) == 1 and all(x.shape[d] == 1 or varies(x, d) for d in before)
-        if len(cut) > 1 and whole:
+        cut = [d for d in after if varies(out, d)]
+        if len(cut) > 1 and _whole(x, before, math.prod(shape[d] for d in cut[:-1]), flat=cut[-1] == len(shape) - 1):
             out = _in_blocks(ledger, node, out, cut).expand(shape)
     return out
+
+
+def _whole(x: Labels, dims: list[int], blocks: int, *, flat: bool) -> bool:
+    """Whether blocks of these dimensions hold whole channels of one sample; with all of their positions when ``flat``."""
+    lead = [d for d in dims if varies(x, d)]
+    if len(lead) != 1 or x.shape[lead[0]] % blocks or any(x.shape[d] > 1 for d in dims if d < lead[0]):
+        return False
+    return flat or all(x.shape[d] == 1 for d in dims if d > lead[0])
 
 
 def _in_blocks(ledger: Ledger, node: fx.Node, out: Labels, cut: list[int]) -> Labels:
@@ -102,7 +109,8 @@ def _in_blocks(ledger: Ledger, node: fx.Node, out: Labels, cut: list[int]) -> La
 def _keeps_order(x: Labels, free: int, shape: tuple[int, ...]) -> bool:
     """Whether rows of different places come out in the order in which they would be cut: no row dimension varies faster."""
     before, after = next(run for run in _factors(tuple(x.shape), shape) if free in run[0])
-    return sum(shape[d] > 1 for d in after) == 1 and not any(varies(x, d) for d in before if d > free)
+    out = tidy(x.reshape(shape))
+    return sum(varies(out, d) for d in after) == 1 and not any(varies(x, d) for d in before if d > free)
 
 
 def _factors(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -129,9 +137,8 @@ def expanded_as(ledger: Ledger, node: fx.Node, x: Value, other: Value) -> Value:
     shape = out_shape(node)
     sheets = [s.expand(shape) for s in sheets_of(x)]
     grown = [d for d in range(len(shape)) if ([1] * (len(shape) - x.ndim) + list(x.shape))[d] == 1 < shape[d]]
-    if all(not bool((narrow(s) >= 0).any()) for s in sheets):
-        sheets = [s for s in sheets_of(other) if any(varies(s, d) for d in grown)] or sheets
-        sheets = [_only_along(ledger, s, grown, str(node.target)) for s in sheets]
+    given = [s for s in sheets_of(other) if any(varies(s, d) for d in grown)]
+    sheets += [_only_along(ledger, s, grown, str(node.target)).expand(shape) for s in given]
     return bound(sheets, shape)
 
 

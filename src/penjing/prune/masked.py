@@ -40,11 +40,15 @@ class Masked(fx.Interpreter):
         return torch.where(labels >= 0, self.alive[labels.clamp_min(0)], True)
 
 
-def _zeroed(node: fx.Node, masks: list[Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _zeroed(node: fx.Node, masks: list[Tensor], x: Tensor, *args: Any, first: tuple[Any, ...] = (), **kwargs: Any) -> Any:
     """A sum over channels: those that are dropped add nothing."""
     for mask in masks:
         x = torch.where(_fitted(mask, x), x, torch.zeros((), dtype=x.dtype))
-    return node.target(x, *args, **kwargs)  # type: ignore[operator]
+    return node.target(*first, x, *args, **kwargs)  # type: ignore[operator]
+
+
+def _product_sum(node: fx.Node, masks: list[Tensor], bias: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return _zeroed(node, masks, x, *args, first=(bias,), **kwargs)
 
 
 def _compressed(node: fx.Node, masks: list[Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +58,7 @@ def _compressed(node: fx.Node, masks: list[Tensor], x: Tensor, *args: Any, **kwa
     for dim, index in places:
         small = torch.take_along_dim(small, index.expand(_shape_but(small, dim, index.shape[dim])), dim)
     out = node.target(small, *args, **kwargs)  # type: ignore[operator]
-    return _spread(out, places, x) if out.shape == small.shape else out
+    return _spread(out, places, x) if isinstance(out, Tensor) and out.shape == small.shape else out
 
 
 def _layer_norm(node: fx.Node, masks: list[Tensor], x: Tensor, shape: list[int], *args: Any, **kwargs: Any) -> Any:
@@ -120,10 +124,14 @@ def _overloads(*names: str) -> list[Any]:
 
 _KINDS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
-        _overloads("mean", "amax", "amin", "var", "std", "logsumexp", "prod", "linalg_vector_norm", "norm", "batch_norm",
-                   "softmax", "_softmax", "log_softmax", "_log_softmax"),
+        _overloads(
+            "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "linalg_vector_norm", "norm",
+            "batch_norm", "softmax", "_softmax", "log_softmax", "_log_softmax", "_weight_norm",
+        ),
         _compressed,
     ),
+    **dict.fromkeys([aten.max.dim, aten.min.dim], _compressed),
     **dict.fromkeys(_overloads("layer_norm", "rms_norm"), _layer_norm),
     **dict.fromkeys(_overloads("group_norm"), _group_norm),
+    **dict.fromkeys(_overloads("addmm", "baddbmm"), _product_sum),
 }  # fmt: skip

@@ -80,14 +80,13 @@ def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> n
             small.register_buffer(name, value.clone(), persistent=False) if isinstance(value, Tensor) else setattr(
                 small, name, value
             )
-    for spec in ("_in_spec", "_out_spec"):
-        if hasattr(module, spec):
-            setattr(small, spec, getattr(module, spec))
+    specs = {name: getattr(module, name) for name in ("_in_spec", "_out_spec") if hasattr(module, name)}
     code = graph.python_code("self")
     scope = dict(code.globals)
     exec(compile(code.src, f"<rewritten forward of {type(small).__name__}>", "exec"), scope)
     own = type(small)
-    small.__class__ = type(own.__name__, (own,), {"forward": scope["forward"], "rewritten": True, "__doc__": own.__doc__})
+    body = {**specs, "forward": scope["forward"], "rewritten": True, "__doc__": own.__doc__}
+    small.__class__ = type(own.__name__, (own,), body)
     return small
 
 
@@ -147,6 +146,10 @@ def _shape(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
         given = copy.args[1]
         assert isinstance(given, list | tuple)
         shaped = [n if isinstance(a, int) and a != -1 else g for a, g, n in zip(asked, given, new, strict=True)]
+        before = sizes.ledger.values[node.name].shape
+        changed = [d for d, a in enumerate(asked) if isinstance(a, fx.Node) and new[d] != before[d]]
+        if len(changed) == 1 and -1 not in shaped:  # computed with a size of channels, such as of batch times channels
+            shaped[changed[0]] = -1
         if list(given) != shaped:
             _put(copy, 1, shaped)
 
