@@ -1,7 +1,7 @@
 """Measure what sparsity costs and brings: python benchmarks/sparsity.py [--folder runs/sparsity] [--epochs 2] [--full]
 
 On the embedded sample, from the trained ResNet-20: criteria without training; the textbook's method beside magnitude, with
-equal steps; scopes; then time and bytes of the dense and the sparse file (about half an hour on 2 cores). With ``--full``,
+equal steps; then time and bytes of the dense and the sparse file (about a quarter of an hour on 2 cores). With ``--full``,
 besides: all of Fashion-MNIST, density 10 % reached while training, beside the dense net trained for the same steps (another
 25 minutes). Every number is kept in the folder as soon as it is there, and training goes on from its last epoch, so that a run
 that was killed can be repeated. It writes benchmarks/sparsity.json and the tables in benchmarks/sparsity.md.
@@ -266,11 +266,11 @@ def main() -> None:
     teacher = fashion_resnet20()
     kept = Kept(words.folder / "results.json", {"epochs": words.epochs, "images": words.images, "teacher": digest(TEACHER)})
     kept("original", lambda: accuracy(teacher, sample_task(words.images)))
-    files(kept, teacher, words.folder)
     without_training(kept, teacher, words.images)
     with_training(kept, teacher, words.epochs, words.images)
     if words.full:
         full(kept, teacher, words.folder)
+    files(kept, teacher, words.folder)
     held = {**kept.held, "about": kept.held["about"] | {"machine": machine()}}
     write_json(words.out, held)
     words.out.with_suffix(".md").write_text(told(json.loads(words.out.read_text())))

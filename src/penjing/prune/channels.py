@@ -59,15 +59,15 @@ def _proven(
 ) -> nn.Module:
     """``small`` once it is verified, with its forward rewritten if it must be."""
     if rewrite:
-        small = with_rewritten_forward(small, graph, channels, plan) or small
+        small = with_rewritten_forward(small, graph, channels, plan)
     if not verify:
         return small
     try:
         verify_against(graph, channels, small, plan)
     except NotEquivalent as reason:
-        rewritten = None if rewrite is not None else with_rewritten_forward(small, graph, channels, plan)
-        if rewritten is None:
+        if rewrite is not None:
             raise
+        rewritten = with_rewritten_forward(small, graph, channels, plan)
         try:
             verify_against(graph, channels, rewritten, plan)
         except NotEquivalent:
