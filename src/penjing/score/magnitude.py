@@ -55,7 +55,9 @@ def _sum_over_axes(group: Group, weights: Mapping[str, Tensor], size: Callable[[
         weight = weights.get(axis.name)
         if weight is None or weight.ndim < 2:  # the scale and shift of a norm say little beside the weights they follow
             continue
-        total += _over_mean(size(weight.detach().double()).movedim(axis.dim, 0)[axis.index].flatten(1).sum(1).cpu())
+        others = [d for d in range(weight.ndim) if d != axis.dim]
+        amounts = size(weight.detach().double()).sum(others).cpu()  # of every index, before they are gathered: no large copy
+        total += _over_mean(amounts[axis.index].sum(1))
     return total
 
 

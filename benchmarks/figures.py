@@ -1,0 +1,111 @@
+"""Put the figures of the other benchmarks into README: python benchmarks/figures.py [--check]
+
+They are read from the result files beside this one; with ``--check`` README is compared with them and left alone.
+"""
+
+import csv
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from penjing.files import read_json, whole_file
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- figures: benchmarks/figures.py -->\n", "<!-- end of figures -->\n"
+
+
+def coverage() -> str:
+    with (HERE / "coverage.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    ours, peers = ([r for r in rows if r["by"] == by] for by in ("penjing", "torch-pruning"))
+    proved = [r for r in ours if r["verdict"] == "proved"]
+    seconds = [float(r["total_s"]) for r in proved]
+    shares = [float(r["macs_share"]) for r in proved]
+    return (
+        f"- **{len(proved)} of {len(ours)} networks of timm**, half of their channels "
+        f"dropped, equal the original in which these "
+        f"take no part to 1e-9 in float64; {sum(s <= 0.35 for s in shares)} keep at most "
+        f"0.35 of their multiply-accumulates, all at "
+        f"most {max(shares):.2f}; {statistics.median(seconds):.1f} s in the median and "
+        f"{max(seconds):.1f} s at most on one core "
+        f"that was not ours alone. Of Torch-Pruning's results "
+        f"{sum(r['verdict'] == 'runs' for r in peers)} of {len(peers)} run, within 120 s each "
+        "([table](benchmarks/coverage.md))."
+    )
+
+
+def without_training() -> str:
+    cases = read_json(HERE / "pruning.json")["no training"]
+    return (
+        "- **Without training, with 512 images and no labels**: the demo's network cut "
+        "to 1.7x fewer multiply-accumulates loses "
+        f"{_lost(cases, 'fashion_resnet20', 'refit'):.2f} points on 10,000 test images, "
+        f"{_lost(cases, 'fashion_resnet20', 'none'):.1f} before the refit and "
+        f"{_peer(cases, 'fashion_resnet20'):.1f} as Torch-Pruning cuts it; a MobileNetV2 cut to 1.25x fewer loses "
+        f"{_lost(cases, 'mobilenetv2', 'refit'):.1f} points (Torch-Pruning: "
+        f"{_peer(cases, 'mobilenetv2'):.1f}), a denoiser cut to "
+        f"1.7x fewer {_lost(cases, 'ffdnet', 'refit'):.1f} dB (Torch-Pruning: {_peer(cases, 'ffdnet'):.1f}) "
+        "([table](benchmarks/pruning.md))."
+    )
+
+
+def _lost(cases: dict[str, Any], name: str, stage: str) -> float:
+    """Of structured OBS, the mean over the draws."""
+    values = [r[stage] for r in cases[name]["rows"] if r["choice"] == "structured_obs"]
+    return float(cases[name]["baseline"]) - statistics.mean(values)
+
+
+def _peer(cases: dict[str, Any], name: str) -> float:
+    """The better of Torch-Pruning's choices, as it hands them back."""
+    return float(cases[name]["baseline"]) - max(r["none"] for r in cases[name]["rows"] if r["by"] == "torch-pruning")
+
+
+def after_training() -> str:
+    rows = read_json(HERE / "finetune.json")["rows"]
+    told = []
+    for fewer in ("2x", "3x", "5x"):
+        ours, peer = (
+            statistics.mean(r["after"] for key, r in rows.items() if key.startswith(f"{fewer}, {by}"))
+            for by in ("penjing", "torch-pruning")
+        )
+        told.append(f"{fewer} fewer: {ours:.2f} % against {peer:.2f} %")
+    return (
+        "- **After the same 125 steps of training**, mean of three seeds, against "
+        "Torch-Pruning at equal multiply-accumulates: "
+        f"{'; '.join(told)} ([table](benchmarks/finetune.md))."
+    )
+
+
+def sparse() -> str:
+    value = {k: v["value"] for k, v in read_json(HERE / "sparsity.json").items() if k != "about"}
+    dense, left = value["full dense"]["test"], value["full sparse"]["test"]
+    raw, packed = value["bytes dense"][1], value["bytes sparse"][1]
+    ratios = [v[1]["value"] / v[0]["value"] for k, v in value.items() if k.startswith("latency ")]
+    return (
+        f"- **A tenth of the weights**, reached while training on all of Fashion-MNIST: "
+        f"{100 * left:.2f} % against {100 * dense:.2f} % "
+        f"of the dense network after the same steps. The file is {packed / raw:.2f} of "
+        f"the dense one's bytes once both are compressed, "
+        f"and takes {min(ratios):.2f} to {max(ratios):.2f} of its time: sparsity buys bytes, not time "
+        "([table](benchmarks/sparsity.md))."
+    )
+
+
+def block() -> str:
+    return "\n".join([coverage(), without_training(), after_training(), sparse()]) + "\n"
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    held, tail = rest.split(END)
+    if "--check" in sys.argv:
+        sys.exit(0 if held == block() else "README's figures are not those of the result files; run benchmarks/figures.py")
+    with whole_file(README) as part:
+        part.write_text(head + BEGIN + block() + END + tail, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
