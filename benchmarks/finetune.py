@@ -80,7 +80,7 @@ def told(kept: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/finetune.py`, whose docstring says how, from [finetune.json](finetune.json). "
         f"ResNet-20 on Fashion-MNIST, {kept['baseline']:.2f} % before; once through {IMAGES:,} images, mean of "
-        f"{len(SEEDS)} seeds ± half their range, 10,000 test images.",
+        f"{len(SEEDS)} seeds (the original: one) ± half their range, 10,000 test images.",
         "",
         "| MACs | cut by | before training, % | after, % |",
         "|---:|---|---:|---:|",
@@ -90,13 +90,14 @@ def told(kept: dict[str, Any]) -> str:
         rows = [kept["rows"][f"{name}, seed {s}"] for s in SEEDS if f"{name}, seed {s}" in kept["rows"]]
         fewer, _, by = name.partition(", ")
         cells = [_spread([r[k] for r in rows]) for k in ("before", "after")]
-        lines.append(f"| {fewer} fewer | {by} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {'all' if fewer == '1x' else f'{fewer} fewer'} | {by} | {cells[0]} | {cells[1]} |")
     m = kept["machine"]
-    return "\n".join([*lines, "", f"On {m['cpu']}, {m['cores']} cores; torch {m['torch']}."]) + "\n"
+    return "\n".join([*lines, "", f"On {m['cpu']}, {m['cores']} core(s); torch {m['torch']}."]) + "\n"
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {(max(values) - min(values)) / 2:.2f}"
+    spread = f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def main(words: list[str]) -> None:
