@@ -11,6 +11,10 @@ def test_numbers_and_example_in_the_readme_are_those_that_are_committed() -> Non
     assert subprocess.run(CHECK, cwd=ROOT).returncode == 0
 
 
+def test_figures_of_the_other_benchmarks_are_those_that_are_committed() -> None:
+    assert subprocess.run([sys.executable, "benchmarks/figures.py", "--check"], cwd=ROOT).returncode == 0
+
+
 def test_the_teachers_accuracy_is_the_one_that_its_recipe_measured() -> None:
     found = json.loads((ROOT / "recipes/fashion_teacher.json").read_text())["test_top1"]
     assert found >= 0.94
