@@ -12,6 +12,12 @@ PenjingError
  └─ RecipeError       a setting is unknown or out of range, or a name leads nowhere
 """
 
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
 
 class PenjingError(Exception):
     """Something the user can mend; the message says what was wrong, with the value, and what to do next."""
@@ -56,3 +62,16 @@ class RecipeError(PenjingError):
 def first_line(error: Exception) -> str:
     """What someone else's error says, in one line; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
+    """What a table holds under a name that the user gave.
+
+    Raises:
+        RecipeError: Nothing; says what there is, and what comes nearest.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RecipeError(f"{what} {name!r} is not known; {hint}choose one of {sorted(table)}")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from penjing.graph.labels import Labels, Ledger, Value, Weight, bound, narrow, sheets_of, unlabelled, varies
+from penjing.graph.labels import Labels, Ledger, Value, Weight, bound, sheets_of, unlabelled, varies
 from penjing.graph.meeting import met
 from penjing.graph.walk import out_shape
 
@@ -121,8 +121,7 @@ def attention(ledger: Ledger, node: fx.Node, q: Value, k: Value, v: Value, *_: A
             ledger.freeze_value(x, f"{node.target} with a scale that follows the width")
     _contract(ledger, node, q, _turned(k))
     shape = out_shape(node)
-    columns = [_without(ledger, s, -2) for s in sheets_of(v)]
-    return bound(_told(columns, shape), shape)
+    return bound([_without(ledger, s, -2).narrow(-2, 0, 1).expand(shape) for s in sheets_of(v)], shape)
 
 
 def embedding(ledger: Ledger, node: fx.Node, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
@@ -167,15 +166,6 @@ def _without(ledger: Ledger, labels: Labels, dim: int) -> Labels:
             ledger.freeze(labels, "several dimensions of channels")
         return unlabelled(labels.shape)
     return labels.narrow(dim, 0, 1)
-
-
-def _told(sheets: list[Labels], shape: tuple[int, ...]) -> list[Labels]:
-    return [s.expand(shape) if _fits(s, shape) else unlabelled(shape) for s in sheets] or [unlabelled(shape)]
-
-
-def _fits(labels: Labels, shape: tuple[int, ...]) -> bool:
-    sizes = [1] * (len(shape) - labels.ndim) + list(labels.shape)
-    return all(n in (1, m) for n, m in zip(sizes, shape, strict=True)) or bool((narrow(labels) >= 0).any())
 
 
 def _turned(value: Weight | Value) -> Value:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penjing.errors import RecipeError
+from penjing.errors import RecipeError, entry
 from penjing.prune.patterns import Pattern, highest, pattern_named
 from penjing.score.layer_weights import LayerWeight
 
@@ -72,7 +72,7 @@ def choose_masks(
             f"density is {density}, which leaves {total} weights for {len(units)} layers; give at least "
             f"{least / sum(u.weights for u in units):.2g}, or exclude small layers"
         )
-    counts = scope_named(scope)(units, min(total, sum(u.alive * u.size for u in units)))
+    counts = entry(SCOPES, scope, "scope")(units, min(total, sum(u.alive * u.size for u in units)))
     masks: Masks = {}
     for layer, u, count in zip(layers, units, counts, strict=True):
         chosen = pattern.best_of_each(u.scores, density, u.shape) if pattern.of else highest(u.scores, count)
@@ -87,7 +87,7 @@ def settled(density: float | None, pattern: str, scope: str) -> tuple[float, Pat
         RecipeError: The density is out of range or contradicts the pattern; the pattern or the scope is not known.
     """
     chosen = pattern_named(pattern)
-    scope_named(scope)
+    entry(SCOPES, scope, "scope")
     fixed = chosen.density
     if density is not None and not 0 < density <= 1:
         raise RecipeError(f"density is {density}; give the share of weights that stay, above 0 and at most 1, e.g. 0.1")
@@ -163,17 +163,6 @@ def lamp(layers: Sequence[Units], total: int) -> list[int]:
 
 
 SCOPES: dict[str, Scope] = {"layer": per_layer, "global": over_all, "erk": erdos_renyi_kernel, "lamp": lamp}
-
-
-def scope_named(name: str) -> Scope:
-    """The scope of that name.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if name not in SCOPES:
-        raise RecipeError(f"scope {name!r} is not known; choose one of {sorted(SCOPES)}")
-    return SCOPES[name]
 
 
 def _ranked(ranks: Sequence[Tensor], layers: Sequence[Units], total: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from penjing.errors import RecipeError
+from penjing.errors import entry
 
 aten = torch.ops.aten
 
@@ -78,6 +78,4 @@ def target_named(name: str) -> Target:
     Raises:
         RecipeError: There is none of that name.
     """
-    if name not in TARGETS:
-        raise RecipeError(f"target {name!r} is not known; choose one of {sorted(TARGETS)}")
-    return TARGETS[name]
+    return entry(TARGETS, name, "target")

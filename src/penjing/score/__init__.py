@@ -1,8 +1,6 @@
 """How much a channel matters: functions ``Evidence -> {group name: (channels,)}``, higher = keep."""
 
-import difflib
-
-from penjing.errors import RecipeError
+from penjing.errors import entry
 from penjing.score.chance import random as random
 from penjing.score.evidence import Criterion as Criterion
 from penjing.score.evidence import Evidence as Evidence
@@ -40,8 +38,4 @@ def criterion_named(name: str) -> Criterion:
     Raises:
         RecipeError: There is none; names the nearest.
     """
-    if name not in CRITERIA:
-        near = difflib.get_close_matches(name, CRITERIA, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {sorted(CRITERIA)}"
-        raise RecipeError(f"there is no criterion {name!r}; {hint}")
-    return CRITERIA[name]
+    return entry(CRITERIA, name, "criterion")

@@ -22,7 +22,6 @@ _CONVOLUTIONS = {getattr(aten, f"conv{n}d").default for n in (1, 2, 3)} | {
     getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)
 }
 _TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def _padding(given: Mapping[str, Any], kernel: Sequence[int], dilation: Sequence
 
 def norm_of(node: fx.Node) -> Norm | None:
     """The node as a batch norm with statistics of its own, if it is one."""
-    if node.target not in _NORMS:
+    if node.target is not aten.batch_norm.default:
         return None
     given = arguments(node)
     names = {k: given[k] for k in ("weight", "bias", "running_mean", "running_var")}

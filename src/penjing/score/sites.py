@@ -18,12 +18,9 @@ aten = torch.ops.aten
 # The places of scale and shift among a norm's arguments, and the dimension of its output that channels lie along.
 _NORMS: dict[Any, tuple[tuple[int, int], int]] = {
     aten.batch_norm.default: ((1, 2), 1),
-    aten._native_batch_norm_legit_no_training.default: ((1, 2), 1),
     aten.instance_norm.default: ((1, 2), 1),
     aten.group_norm.default: ((2, 3), 1),
-    aten.native_group_norm.default: ((1, 2), 1),
     aten.layer_norm.default: ((2, 3), -1),
-    aten.native_layer_norm.default: ((2, 3), -1),
 }
 
 

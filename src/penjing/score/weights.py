@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import DataError, RecipeError
+from penjing.errors import DataError, entry
 from penjing.score.weight_evidence import WeightCriterion, WeightEvidence, WeightScores
 from penjing.score.weight_obs import obs
 
@@ -68,9 +68,7 @@ def weight_criterion_named(name: str) -> WeightCriterion:
     Raises:
         RecipeError: There is none.
     """
-    if name not in WEIGHT_CRITERIA:
-        raise RecipeError(f"criterion {name!r} is not known; choose one of {sorted(WEIGHT_CRITERIA)}, or give a function")
-    return WEIGHT_CRITERIA[name]
+    return entry(WEIGHT_CRITERIA, name, "criterion")
 
 
 def _gradients(evidence: WeightEvidence) -> Iterator[dict[str, Tensor]]:
