@@ -82,7 +82,7 @@ class Artifact:
         Raises:
             RecipeError: There is none of that name.
         """
-        return Artifact(self.path, target_named(runtime).name, self.inputs, self.dynamic, self.digest)
+        return Artifact(self.path, target_named(runtime).runtime, self.inputs, self.dynamic, self.digest)
 
     def load(self, threads: int | None = None, precision: str | None = None) -> Runner:
         """Load the file into its runtime.

@@ -28,7 +28,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
         ExportError: The network holds an operation that ONNX does not have, or the file cannot be written.
         RecipeError: The target is not known.
     """
-    runtime = target_named(target).name
+    runtime = target_named(target).runtime
     given = as_inputs(example)
     module = model if isinstance(model, fx.GraphModule) else capture(model, given).module
     dynamic = takes_any_batch(module)

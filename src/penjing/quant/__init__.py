@@ -1,7 +1,9 @@
 """Quantization: integers instead of floats, placed for the runtime they will run on."""
 
+from penjing.quant.grids import GRIDS as GRIDS
 from penjing.quant.grids import Grid as Grid
 from penjing.quant.quantize import quantize as quantize
+from penjing.quant.scheme import Scheme as Scheme
 from penjing.quant.targets import TARGETS as TARGETS
 from penjing.quant.targets import Target as Target
 from penjing.quant.targets import target_named as target_named

@@ -1,8 +1,9 @@
 """Where the grids go: read the graph and the target's profile, return plain data, change nothing."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, fx
@@ -17,31 +18,80 @@ class Placement:
     """Which weights and values get a grid.
 
     Attributes:
-        weights: ``{weight node name: dim of its output channels}``.
+        weights: ``{layer's node name: dim of its weight's output channels}``.
         values: ``{value node name: name of the value whose grid it has}``; most have their own.
+        reasons: ``{layer's node name: why it stays in float}``, of the layers that do.
     """
 
     weights: dict[str, int]
     values: dict[str, str]
+    reasons: dict[str, str]
 
 
-def place(module: fx.GraphModule, target: Target) -> Placement:
-    """Give every weighted operation int8 weights and inputs, and what lies between them the grids its kernels need."""
-    nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function") and _is_float(n)]
-    weights = {
-        n.args[1].name: WEIGHTED[n.target]
-        for n in nodes
-        if n.target in WEIGHTED and isinstance(n.args[1], fx.Node) and n.args[1].op == "get_attr"
-    }
-    values: dict[str, str] = {}
-    for n in nodes:
-        if _absorbed(n, target) or not (_read_as_integer(n, target) or _ends_convolution(n, target)):
-            continue
-        source = n.args[0] if n.target in PASSING else None
-        values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
-    if target.shared_concat:
-        _share(module, values)
-    return Placement(weights, values)
+def place(
+    module: fx.GraphModule, target: Target, *, exclude: Sequence[str] = (), floats: frozenset[str] = frozenset()
+) -> Placement:
+    """Give every weighted operation int8 weights and inputs, and what lies between them the grids its kernels need.
+
+    Args:
+        exclude: Patterns of parameter names whose layers stay in float.
+        floats: Names of nodes that stay in float.
+    """
+    return _Places(module, target, exclude, floats).placement()
+
+
+class _Places:
+    def __init__(self, module: fx.GraphModule, target: Target, exclude: Sequence[str], floats: frozenset[str]) -> None:
+        self.module, self.target = module, target
+        self.nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function") and _is_float(n)]
+        layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in (aten.matmul.default, aten.bmm.default)]
+        why = {n.name: self._why_float(n, exclude, floats) for n in layers}
+        self.reasons = {name: reason for name, reason in why.items() if reason}
+        self.weighted = {n for n in layers if n.name not in self.reasons}
+        self.integer = {n for n in self.nodes if n.target in target.integer and n.name not in floats}
+
+    def placement(self) -> Placement:
+        weights = {n.name: WEIGHTED[n.target] for n in self.nodes if n in self.weighted}
+        values: dict[str, str] = {}
+        for n in self.nodes:
+            if self._absorbed(n) or not (self._read_as_integer(n) or self._ends_convolution(n)):
+                continue
+            source = n.args[0] if n.target in PASSING else None
+            values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
+        if self.target.shared_concat:
+            _share(self.module, values)
+        return Placement(weights, values, self.reasons)
+
+    def _why_float(self, layer: fx.Node, exclude: Sequence[str], floats: frozenset[str]) -> str:
+        if layer.target not in WEIGHTED:
+            return "both of its operands are computed, neither is a weight"
+        weight = layer.args[1]
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            return "its weight is computed in the network"
+        if any(fnmatch(str(weight.target), pattern) for pattern in exclude):
+            return "it was excluded"
+        if layer.name in floats:
+            return "integers cost too much accuracy there"
+        if layer.target not in self.target.weighted:
+            return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
+        return ""
+
+    def _absorbed(self, node: fx.Node) -> bool:
+        """Whether the node's output never exists by itself: the next operation runs inside this one."""
+        if len(node.users) != 1 or not (node in self.weighted or node in self.integer):
+            return False
+        (reader,) = node.users
+        return reader.target in self.target.fused
+
+    def _read_as_integer(self, node: fx.Node) -> bool:
+        return any(reader in self.weighted or reader in self.integer for reader in _readers(node))
+
+    def _ends_convolution(self, node: fx.Node) -> bool:
+        if not self.target.ends_convolution:
+            return False
+        if node.target in self.target.fused and len(node.all_input_nodes[0].users) == 1:
+            node = node.all_input_nodes[0]
+        return node in self.weighted and node.target in CONVOLUTIONS
 
 
 def _share(module: fx.GraphModule, values: dict[str, str]) -> None:
@@ -53,34 +103,11 @@ def _share(module: fx.GraphModule, values: dict[str, str]) -> None:
                 values.update({name: new for name, grid in values.items() if grid == old})
 
 
-def _absorbed(node: fx.Node, target: Target) -> bool:
-    """Whether the node's output never exists by itself: the next operation runs inside this one."""
-    if len(node.users) != 1 or not (node.target in WEIGHTED or node.target in target.integer):
-        return False
-    (reader,) = node.users
-    return reader.target in target.fused
-
-
-def _read_as_integer(node: fx.Node, target: Target) -> bool:
-    return any(reader.target in WEIGHTED or reader.target in target.integer for reader in _readers(node))
-
-
-def _ends_convolution(node: fx.Node, target: Target) -> bool:
-    """ONNX Runtime runs a convolution in int8 only when its output has a grid; OpenVINO takes the same file."""
-    if node.target in target.fused and len(node.all_input_nodes[0].users) == 1:
-        node = node.all_input_nodes[0]
-    return node.target in CONVOLUTIONS
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
     """Who reads the value, through operations that only move it."""
-    return list(_walk_readers(node))
-
-
-def _walk_readers(node: fx.Node) -> Iterator[fx.Node]:
     for reader in node.users:
         if reader.target in PASSING or reader.target is operator.getitem:
-            yield from _walk_readers(reader)
+            yield from _readers(reader)
         elif reader.op != "output":
             yield reader
 

@@ -4,27 +4,31 @@ An operation is *weighted* (convolution, linear: int8 weights), *integer* (has a
 the operation before it), or *passing* (moves or picks elements, so its output has its input's grid). All others are float.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from penjing.errors import entry
+from penjing.errors import RecipeError, entry
 
 aten = torch.ops.aten
 
-WEIGHTED: dict[Any, int] = {  # operation -> which dim of its weight holds the output channels
-    aten.conv1d.default: 0,
-    aten.conv2d.default: 0,
-    aten.conv3d.default: 0,
+CONVOLUTIONS: dict[Any, int] = {  # operation -> which dim of its weight holds the output channels
+    **{getattr(aten, f"conv{n}d").default: 0 for n in (1, 2, 3)},
     **{getattr(aten, f"conv{n}d").padding: 0 for n in (1, 2, 3)},  # padding="same"
-    aten.conv_transpose2d.input: 1,
-    aten.linear.default: 0,
 }
-CONVOLUTIONS = frozenset(WEIGHTED) - {aten.linear.default}
+TRANSPOSED: dict[Any, int] = {
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 1,
+    aten.conv_transpose3d.input: 1,
+}
+WEIGHTED: dict[Any, int] = {**CONVOLUTIONS, **TRANSPOSED, aten.linear.default: 0}
 PASSING = frozenset(
     {
+        aten.max_pool1d.default,
         aten.max_pool2d.default,
+        aten.max_pool3d.default,
         aten.flatten.using_ints,
         aten.unflatten.int,
         aten.contiguous.default,
@@ -50,26 +54,67 @@ CLIPS = frozenset({aten.relu.default, aten.relu6.default, aten.hardtanh.default}
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A runtime's profile."""
+    """A runtime's profile.
+
+    Attributes:
+        runtime: The name of the runtime that loads the file.
+        weighted: Layers with an int8 kernel, and which dim of their weight holds the output channels.
+        integer: Other operations that run in int8 when their inputs and output have grids.
+        fused: Activations that run inside the weighted or integer operation before them.
+        ends_convolution: Whether the output of every int8 convolution needs a grid.
+        shared_concat: Whether concatenated values must have one grid.
+        weight_bits: The most bits of a weight that cannot overflow.
+        lanes: Channels that its int8 kernels take at a time; other widths are padded and cost as much.
+        needs: What the CPU must have for the file to be exact and fast.
+    """
 
     name: str
-    integer: frozenset[Any]  # operations that run in int8 when their inputs and output have grids
-    fused: frozenset[Any] = CLIPS  # activations that run inside the weighted or integer operation before them
-    shared_concat: bool  # concatenated values must have one grid
-    lanes: int = 16  # channels that its int8 kernels take at a time; other widths are padded and cost as much
+    runtime: str
+    weighted: Mapping[Any, int] = field(default_factory=lambda: dict(WEIGHTED))
+    integer: frozenset[Any]
+    fused: frozenset[Any] = CLIPS
+    ends_convolution: bool
+    shared_concat: bool
+    weight_bits: int = 8
+    lanes: int = 16
+    needs: str
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.weighted) - set(WEIGHTED):
+            raise RecipeError(
+                f"target {self.name} calls {sorted(map(str, unknown))} weighted; choose among the keys of WEIGHTED"
+            )
+        if both := self.integer & (self.fused | set(self.weighted) | PASSING):
+            raise RecipeError(f"target {self.name} has {sorted(map(str, both))} in two roles; an operation has one")
+        if not 2 <= self.weight_bits <= 8:
+            raise RecipeError(f"target {self.name} has weight_bits {self.weight_bits}; give 2 to 8")
+
+
+VNNI = "x86 with VNNI (AVX512-VNNI or AVX-VNNI), or ARM with dot products"
+OLDER = "x86 with AVX2 and no VNNI: pairs of 8-bit products overflow 16 bits there, so weights have 7"
 
 ONNXRUNTIME = Target(
     name="onnxruntime",
+    runtime="onnxruntime",
+    weighted={**CONVOLUTIONS, aten.linear.default: 0},  # it has no int8 transposed convolution
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default, aten.sigmoid.default},
+    ends_convolution=True,
     shared_concat=False,
+    needs=VNNI,
 )
 OPENVINO = Target(
     name="openvino",
+    runtime="openvino",
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default},
+    ends_convolution=True,
     shared_concat=True,
+    needs=VNNI,
 )
-TARGETS = {t.name: t for t in (ONNXRUNTIME, OPENVINO)}
+TARGETS = {
+    t.name: t
+    for base in (ONNXRUNTIME, OPENVINO)
+    for t in (base, replace(base, name=f"{base.name}-avx2", weight_bits=7, needs=OLDER))
+}
 
 
 def target_named(name: str) -> Target:
