@@ -1,7 +1,7 @@
 """A file that one runtime loads, and what can be asked of it: run it, compare it, see what really executes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class Agreement:
     """How near the file's outputs are to the torch module's on the same inputs."""
 
     largest: float  # absolute error
+    mean: float  # absolute error
     cosine: float  # of all outputs, as one vector
     argmax: float  # share of samples whose largest output along dim 1 is the same
     samples: int
@@ -68,6 +69,8 @@ class Artifact:
     Attributes:
         inputs: The shape of each input it was made with; the batch is free when ``dynamic``.
         digest: SHA-256 of the file.
+        reasons: ``{layer: why it was left in float}``, of the convolutions and linear layers that were, when a quantized network
+            was written.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Artifact:
     inputs: tuple[tuple[int, ...], ...]
     dynamic: bool
     digest: str
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def on(self, runtime: str) -> "Artifact":
         """The same file for another runtime.
@@ -82,7 +86,7 @@ class Artifact:
         Raises:
             RecipeError: There is none of that name.
         """
-        return Artifact(self.path, target_named(runtime).runtime, self.inputs, self.dynamic, self.digest)
+        return Artifact(self.path, target_named(runtime).runtime, self.inputs, self.dynamic, self.digest, self.reasons)
 
     def load(self, threads: int | None = None, precision: str | None = None) -> Runner:
         """Load the file into its runtime.
@@ -102,7 +106,14 @@ class Artifact:
     def kernels(self) -> list[Kernel]:
         """What the runtime really executes: for each layer the operation, its precision and what is fused into it."""
         self._check()
-        return RUNTIMES[self.runtime].kernels(self.path, self.inputs)
+        found = RUNTIMES[self.runtime].kernels(self.path, self.inputs)
+        return [replace(k, reason=self._reason(k)) if k.weighted and k.precision != "int8" else k for k in found]
+
+    def _reason(self, kernel: Kernel) -> str:
+        """Why a layer runs in float: it was written so, or the runtime has its own ways."""
+        names = {name.partition("/")[0] for name in (kernel.layer, *kernel.fused)}
+        written = [why for layer, why in self.reasons.items() if layer in names]
+        return written[0] if written else f"{self.runtime} runs it so; the file has integers there"
 
     def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor]) -> Agreement:
         """Compare the file with the torch module it was made from, on a batch of inputs."""
@@ -129,15 +140,16 @@ def torch_outputs(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> l
 
 def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequence[Sequence[Tensor]]) -> Agreement:
     """Compare what a loaded file gives for batches of inputs with what torch gave."""
-    largest, same, samples = 0.0, 0, 0
+    largest, total, values, same, samples = 0.0, 0.0, 0, 0, 0
     dot = ours = theirs = 0.0
     for inputs, outputs in zip(batches, expected, strict=True):
         found = tree_leaves(run(*inputs))
         for a, b in zip(found, outputs, strict=True):
-            a, b = a.double(), b.double()
-            largest = max(largest, float((a - b).abs().max()))
+            a, b = a.double(), b.detach().double()
+            error = (a - b).abs()
+            largest, total, values = max(largest, float(error.max())), total + float(error.sum()), values + error.numel()
             dot, ours, theirs = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
-        a, b = found[0].flatten(1), outputs[0].flatten(1)
+        a, b = found[0].flatten(1), outputs[0].detach().flatten(1)
         same += int((a.argmax(1) == b.argmax(1)).sum())
         samples += len(a)
-    return Agreement(largest, dot / max((ours * theirs) ** 0.5, 1e-30), same / samples, samples)
+    return Agreement(largest, total / max(values, 1), dot / max((ours * theirs) ** 0.5, 1e-30), same / samples, samples)

@@ -12,6 +12,7 @@ class Kernel:
     precision: str  # "int8", "bf16", "f32", ...: what its arithmetic reads
     fused: tuple[str, ...]  # operations that run inside it
     weighted: bool  # a convolution or a linear layer
+    reason: str = ""  # why it does not run in int8, where it is weighted and does not
 
 
 def left_in_float(kernels: list[Kernel]) -> list[Kernel]:

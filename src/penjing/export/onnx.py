@@ -14,9 +14,13 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
+from penjing.export.lower import lower
+from penjing.export.names import name_layers
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
+
+FEW = 64  # integers that are not worth packing
 
 
 def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Path, *, target: str = "onnxruntime") -> Artifact:
@@ -35,16 +39,19 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     inputs = free_batch(given) if dynamic else given
     dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
     destination = Path(path)
+    copied = copy.deepcopy(module).eval()
+    lower(copied)
     try:
-        proto = _converted(copy.deepcopy(module).eval(), inputs, dims)
+        proto = _converted(copied, inputs, dims)
         _store_integers(proto)
         _integer_biases(proto)
+        reasons = name_layers(proto, module)
         _strip(proto)
         with whole_file(destination) as part:
             part.write_bytes(proto.SerializeToString())
     except OSError as e:
         raise ExportError(f"cannot write {destination}: {e}") from e
-    return Artifact(destination, runtime, tuple(tuple(x.shape) for x in given), dynamic, digest(destination))
+    return Artifact(destination, runtime, tuple(tuple(x.shape) for x in given), dynamic, digest(destination), reasons)
 
 
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], dims: Any) -> Any:
@@ -106,12 +113,33 @@ def _store_integers(proto: Any) -> None:
         limits = torch.iinfo(zero.dtype)
         # As torch's fake-quantize does it: multiply by the inverse, round half to even, then shift.
         integers = torch.round(weight * (1 / scale).view(shape)) + zero.view(shape)
-        stored = integers.clamp(limits.min, limits.max).to(zero.dtype).numpy()
-        proto.graph.initializer.append(numpy_helper.from_array(stored, node.output[0]))
+        stored = integers.clamp(limits.min, limits.max).to(zero.dtype)
         proto.graph.node.remove(node)
+        _store(proto, node.output[0], stored)
     used = {i for n in proto.graph.node for i in n.input}
     for name in set(held) - used:
         proto.graph.initializer.remove(held[name])
+
+
+def _store(proto: Any, name: str, integers: Tensor) -> None:
+    """Keep integers under that name: two in a byte where all have 4 bits, which a runtime widens when it loads the file."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    signed = integers.dtype == torch.int8
+    low, high = (-8, 7) if signed else (0, 15)
+    if integers.numel() < FEW or int(integers.min()) < low or int(integers.max()) > high:
+        proto.graph.initializer.append(numpy_helper.from_array(integers.numpy(), name))
+        return
+    kind, wide = (TensorProto.INT4, TensorProto.INT8) if signed else (TensorProto.UINT4, TensorProto.UINT8)
+    packed = helper.make_tensor(f"{name}.packed", kind, list(integers.shape), integers.flatten().tolist())
+    proto.graph.initializer.append(packed)
+    proto.graph.node.insert(0, helper.make_node("Cast", [packed.name], [name], name=packed.name, to=wide))
+    _need_opset(proto, 21)  # the first that has 4-bit integers
+
+
+def _need_opset(proto: Any, version: int) -> None:
+    main = next(o for o in proto.opset_import if not o.domain)
+    main.version = max(main.version, version)
 
 
 def _integer_biases(proto: Any) -> None:

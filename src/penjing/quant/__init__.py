@@ -2,8 +2,11 @@
 
 from penjing.quant.grids import GRIDS as GRIDS
 from penjing.quant.grids import Grid as Grid
+from penjing.quant.quantize import Quantizer as Quantizer
 from penjing.quant.quantize import quantize as quantize
 from penjing.quant.scheme import Scheme as Scheme
+from penjing.quant.sensitivity import sensitivity as sensitivity
 from penjing.quant.targets import TARGETS as TARGETS
 from penjing.quant.targets import Target as Target
 from penjing.quant.targets import target_named as target_named
+from penjing.quant.targets import variants as variants

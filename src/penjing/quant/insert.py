@@ -81,6 +81,14 @@ def layers(module: fx.GraphModule) -> Iterator[Layer]:
         yield Layer(node, str(held.target), None if bias is None else str(bias.target), WEIGHTED[node.target], grid)
 
 
+def weight_name(layer: fx.Node) -> str:
+    """The name of the parameter that a layer's weight is, with or without a grid; empty where it is computed."""
+    source = layer.args[1]
+    while isinstance(source, fx.Node) and (source.target in FIXED or source.target is aten.view.default):
+        source = source.args[0]
+    return str(source.target) if isinstance(source, fx.Node) and source.op == "get_attr" else ""
+
+
 def value_grid(module: fx.GraphModule, node: fx.Node) -> Grid | None:
     """The grid of what ``node`` gives, where it is a fake-quantize operation on a whole value."""
     if node.target is not WHOLE:

@@ -1,14 +1,14 @@
 """Where the grids go: read the graph and the target's profile, return plain data, change nothing."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, fx
 
-from penjing.quant.targets import CONVOLUTIONS, PASSING, WEIGHTED, Target
+from penjing.quant.targets import CONVOLUTIONS, PASSING, PRODUCTS, WEIGHTED, Target
 
 aten = torch.ops.aten
 
@@ -29,32 +29,48 @@ class Placement:
 
 
 def place(
-    module: fx.GraphModule, target: Target, *, exclude: Sequence[str] = (), floats: frozenset[str] = frozenset()
+    module: fx.GraphModule,
+    target: Target,
+    *,
+    exclude: Sequence[str] = (),
+    floats: frozenset[str] = frozenset(),
+    coarse: Mapping[str, str] | None = None,
 ) -> Placement:
     """Give every weighted operation int8 weights and inputs, and what lies between them the grids its kernels need.
 
     Args:
         exclude: Patterns of parameter names whose layers stay in float.
         floats: Names of nodes that stay in float.
+        coarse: ``{value: why no grid fits it}``; what reads such a value stays in float.
     """
-    return _Places(module, target, exclude, floats).placement()
+    return _Places(module, target, exclude, floats, coarse or {}).placement()
 
 
 class _Places:
-    def __init__(self, module: fx.GraphModule, target: Target, exclude: Sequence[str], floats: frozenset[str]) -> None:
-        self.module, self.target = module, target
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        target: Target,
+        exclude: Sequence[str],
+        floats: frozenset[str],
+        coarse: Mapping[str, str],
+    ) -> None:
+        self.module, self.target, self.coarse = module, target, coarse
         self.nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function") and _is_float(n)]
-        layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in (aten.matmul.default, aten.bmm.default)]
+        layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in PRODUCTS]
         why = {n.name: self._why_float(n, exclude, floats) for n in layers}
         self.reasons = {name: reason for name, reason in why.items() if reason}
         self.weighted = {n for n in layers if n.name not in self.reasons}
-        self.integer = {n for n in self.nodes if n.target in target.integer and n.name not in floats}
+        self.integer: set[fx.Node] = set()
+        for n in self.nodes:  # in order: an operation between floats is not worth a way into integers and out again
+            if n.target in target.integer and n.name not in floats and not self._reads_coarse(n) and self._after_integers(n):
+                self.integer.add(n)
 
     def placement(self) -> Placement:
         weights = {n.name: WEIGHTED[n.target] for n in self.nodes if n in self.weighted}
         values: dict[str, str] = {}
         for n in self.nodes:
-            if self._absorbed(n) or not (self._read_as_integer(n) or self._ends_convolution(n)):
+            if n.name in self.coarse or self._absorbed(n) or not (self._read_as_integer(n) or self._ends_convolution(n)):
                 continue
             source = n.args[0] if n.target in PASSING else None
             values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
@@ -74,7 +90,29 @@ class _Places:
             return "integers cost too much accuracy there"
         if layer.target not in self.target.weighted:
             return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
+        if not self.target.depthwise and _is_depthwise(layer):
+            return "depthwise convolutions were faster in float"
+        return self._reads_coarse(layer)
+
+    def _reads_coarse(self, node: fx.Node) -> str:
+        """Why no grid fits what the node reads; empty where one does."""
+        sources = list(node.all_input_nodes)
+        for source in sources:
+            if source.name in self.coarse:
+                return self.coarse[source.name]
+            if source.target in PASSING:
+                sources += source.all_input_nodes
         return ""
+
+    def _after_integers(self, node: fx.Node) -> bool:
+        """Whether something that the node reads comes out of an int8 kernel, perhaps through what moves or clips it."""
+        sources = list(node.all_input_nodes)
+        for source in sources:
+            if source in self.weighted or source in self.integer:
+                return True
+            if source.target in PASSING or source.target in self.target.fused:
+                sources += source.all_input_nodes
+        return False
 
     def _absorbed(self, node: fx.Node) -> bool:
         """Whether the node's output never exists by itself: the next operation runs inside this one."""
@@ -92,6 +130,14 @@ class _Places:
         if node.target in self.target.fused and len(node.all_input_nodes[0].users) == 1:
             node = node.all_input_nodes[0]
         return node in self.weighted and node.target in CONVOLUTIONS
+
+
+def _is_depthwise(layer: fx.Node) -> bool:
+    weight, source = layer.args[1], layer.args[0]
+    assert isinstance(weight, fx.Node)
+    assert isinstance(source, fx.Node)
+    shape = weight.meta["val"].shape
+    return layer.target in CONVOLUTIONS and shape[1] == 1 and source.meta["val"].shape[1] > 1
 
 
 def _share(module: fx.GraphModule, values: dict[str, str]) -> None:

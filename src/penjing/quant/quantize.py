@@ -3,13 +3,15 @@
 What comes out is a trainable module; the export writes the same graph, so what is trained is what ships.
 """
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from penjing.errors import entry
 from penjing.graph import as_inputs, capture, check_weights
+from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.fold import fold_batch_norm
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
@@ -18,7 +20,7 @@ from penjing.quant.observers import OBSERVERS
 from penjing.quant.place import Placement, place
 from penjing.quant.scheme import Scheme
 from penjing.quant.targets import Target, target_named
-from penjing.task import Inputs
+from penjing.task import Inputs, as_tuple
 
 
 def quantize(
@@ -28,8 +30,12 @@ def quantize(
     *,
     target: str = "onnxruntime",
     scheme: Scheme | None = None,
+    progress: Progress = silent,
 ) -> fx.GraphModule:
     """An integer version of ``model`` in fake-quantized float: int8 weights and values, placed as the target wants them.
+
+    A layer that reads values of so wide a range that nearly all that is not zero would become zero stays in float;
+    ``module.meta["reasons"]`` has every layer that does, and why.
 
     Args:
         example: Inputs as the model takes them; only their shapes matter.
@@ -42,32 +48,103 @@ def quantize(
         ModelError: The model cannot be read, or its weights are not finite.
         RecipeError: The target is not known.
     """
-    profile, scheme = target_named(target), scheme or Scheme()
-    check_weights(model)
-    module = capture(model, as_inputs(example)).module
-    fold_batch_norm(module)
-    placement = place(module, profile, exclude=scheme.exclude)
-    seen, _ = calibrate(module, calibration, placement.values, entry(OBSERVERS, scheme.observer, "observer"), set())
-    insert_weights(module, placement, scheme, profile)
-    insert_values(module, placement, seen, scheme)
-    module.graph.lint()
-    module.recompile()
-    return module
+    return Quantizer(model, example, calibration, target=target_named(target), scheme=scheme, progress=progress).module()
 
 
-def insert_weights(module: fx.GraphModule, placement: Placement, scheme: Scheme, target: Target) -> None:
-    """Give the weights of every placed layer their grids, in place."""
-    names = list(placement.weights)
-    edges = {names[0], names[-1]} if names else set()
-    nodes = {n.name: n for n in module.graph.nodes}
-    done: set[str] = set()
-    for name, axis in placement.weights.items():
-        weight = nodes[name].args[1]
-        if weight.name in done:
-            continue
-        done.add(weight.name)
-        bits = min(target.weight_bits, scheme.edge_bits if name in edges else scheme.weight_bits)
-        insert_grid(module, weight, weight.name, weight_grid(tensor(module, weight).detach(), axis, bits, scheme))
+class Quantizer:
+    """A network that was read, prepared and watched once, and can be quantized in several ways.
+
+    Attributes:
+        reference: The prepared network in float.
+        batches: The calibration data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor | Sequence[Tensor],
+        calibration: Iterable[Inputs],
+        *,
+        target: Target,
+        scheme: Scheme | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """See ``quantize``."""
+        self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
+        check_weights(model)
+        self.reference = capture(model, as_inputs(example)).module
+        fold_batch_norm(self.reference)
+        self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+        self.seen = Seen()
+
+    def module(self, floats: Iterable[str] = (), target: Target | None = None) -> fx.GraphModule:
+        """The quantized network.
+
+        Args:
+            floats: Names of layers' and operations' nodes in ``reference`` that stay in float.
+            target: Another profile than the one it was made for.
+
+        Raises:
+            DataError: See ``quantize``.
+        """
+        placement = self._placement(frozenset(floats), target or self.target)
+        module = copy.deepcopy(self.reference)
+        self._insert_weights(module, placement, target or self.target)
+        self._insert_values(module, placement, target or self.target)
+        module.meta["reasons"] = placement.reasons
+        module.graph.lint()
+        module.recompile()
+        return module
+
+    def inputs(self) -> Iterator[tuple[Tensor, ...]]:
+        """The calibration batches."""
+        return (as_tuple(inputs) for inputs in self.batches)
+
+    def _placement(self, floats: frozenset[str], target: Target) -> Placement:
+        """Where the grids go, when the layers behind values that no grid can hold are left out."""
+        coarse: dict[str, str] = {}
+        while True:
+            placement = place(self.reference, target, exclude=self.scheme.exclude, floats=floats, coarse=coarse)
+            self._watch(set(placement.values.values()))
+            found = {name: self._lost(shared, target) for name, shared in placement.values.items()}
+            worse = {name: lost for name, lost in found.items() if lost > self.scheme.lost and name not in coarse}
+            if not worse:
+                return placement
+            coarse |= {name: f"{lost:.0%} of what is not zero in {name} would become zero" for name, lost in worse.items()}
+
+    def _watch(self, names: set[str]) -> None:
+        """Calibrate the values that were not seen yet."""
+        if missing := names - set(self.seen.values):
+            make = entry(OBSERVERS, self.scheme.observer, "observer")
+            self.seen.update(calibrate(self.reference, self.batches, missing, set(), make, self.progress))
+
+    def _lost(self, name: str, target: Target) -> float:
+        return self.seen.values[name].typical_lost(self._value_grid(name, target))
+
+    def _insert_weights(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
+        names = list(placement.weights)
+        edges = {names[0], names[-1]} if names else set()
+        nodes = {n.name: n for n in module.graph.nodes}
+        done: set[str] = set()
+        for name, axis in placement.weights.items():
+            weight = nodes[name].args[1]
+            if weight.name in done:
+                continue
+            done.add(weight.name)
+            bits = min(target.weight_bits, self.scheme.edge_bits if name in edges else self.scheme.weight_bits)
+            insert_grid(module, weight, weight.name, weight_grid(tensor(module, weight).detach(), axis, bits, self.scheme))
+
+    def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
+        nodes = {n.name: n for n in module.graph.nodes}
+        for name, shared in placement.values.items():
+            insert_grid(module, nodes[name], shared, self._value_grid(shared, target))
+
+    def _value_grid(self, name: str, target: Target) -> Grid:
+        seen = self.seen.values[name]
+        low, high = (v.reshape(()) for v in seen.limits())
+        most = _bound(next(n for n in self.reference.graph.nodes if n.name == name))
+        kind = self.scheme.values or (target.signed_values if low < 0 else "affine")
+        return GRIDS[kind](low, high.clamp(max=most), seen.mean().reshape(()), self.scheme.value_bits)
 
 
 def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:
@@ -80,10 +157,10 @@ def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:
     return GRIDS[scheme.weights](low.view(parts), high.view(parts), rows.mean(1).view(parts), bits)
 
 
-def insert_values(module: fx.GraphModule, placement: Placement, seen: dict[str, Seen], scheme: Scheme) -> None:
-    """Give every placed value its grid, in place."""
-    nodes = {n.name: n for n in module.graph.nodes}
-    for name, shared in placement.values.items():
-        low, high = (v.reshape(()) for v in seen[shared].observer.limits())
-        grid = GRIDS[scheme.values](low, high, torch.tensor(seen[shared].mean), scheme.value_bits)
-        insert_grid(module, nodes[name], shared, grid)
+def _bound(node: fx.Node) -> float:
+    """The most that an activation lets through, a little less: OpenVINO keeps a clip that its grid reaches beyond."""
+    most = 6.0 if node.target is torch.ops.aten.relu6.default else float("inf")
+    if node.target is torch.ops.aten.hardtanh.default and len(node.args) > 2:
+        assert isinstance(node.args[2], int | float)
+        most = float(node.args[2])
+    return most * (1 - 1e-6)

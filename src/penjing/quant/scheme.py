@@ -14,7 +14,7 @@ class Scheme:
     value_bits: int = 8  # 2 to 8, of what layers read and give; fewer than 8 make nothing faster
     edge_bits: int = 8  # of the first and the last layer, which suffer most from few bits
     weights: str = "symmetric"  # a name in GRIDS
-    values: str = "affine"
+    values: str | None = None  # the same of values; by default what the target's kernels run fastest on
     outputs: str | None = None  # also put such a grid on what the network gives
     block: str | int = "channel"  # weights that share a scale: "tensor", "channel", or so many input channels of one
     weight_observer: str = "minmax"  # a name in OBSERVERS: how the range of weights is chosen
@@ -22,12 +22,13 @@ class Scheme:
     equalize: bool = False  # even out channel ranges between layers first; needed where block is "tensor"
     rounding: str = "nearest"  # a name in ROUNDINGS; "gptq" and "adaround" for 4 bits and fewer
     correct_bias: bool = True  # keep the mean of every channel
+    lost: float = 0.9  # where more than this share of what is not zero would become zero, a layer's input stays in float
     exclude: tuple[str, ...] = ()  # patterns of parameter names; those layers stay in float
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.value_bits, self.edge_bits):
             levels(bits, signed=True)
-        for name in (self.weights, self.values, self.outputs or "affine"):
+        for name in (self.weights, self.values or "affine", self.outputs or "affine"):
             entry(GRIDS, name, "grid")
         if not (self.block in ("tensor", "channel") or (isinstance(self.block, int) and self.block > 0)):
             raise RecipeError(f"block is {self.block!r}; give 'tensor', 'channel' or a number of input channels")

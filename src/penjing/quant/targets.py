@@ -24,6 +24,7 @@ TRANSPOSED: dict[Any, int] = {
     aten.conv_transpose3d.input: 1,
 }
 WEIGHTED: dict[Any, int] = {**CONVOLUTIONS, **TRANSPOSED, aten.linear.default: 0}
+PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})  # of two values
 PASSING = frozenset(
     {
         aten.max_pool1d.default,
@@ -61,8 +62,10 @@ class Target:
         weighted: Layers with an int8 kernel, and which dim of their weight holds the output channels.
         integer: Other operations that run in int8 when their inputs and output have grids.
         fused: Activations that run inside the weighted or integer operation before them.
+        signed_values: The grid of values that go below zero, a name in ``GRIDS``; those that don't have an affine one.
         ends_convolution: Whether the output of every int8 convolution needs a grid.
         shared_concat: Whether concatenated values must have one grid.
+        depthwise: Whether convolutions of one input channel a group run in int8.
         weight_bits: The most bits of a weight that cannot overflow.
         lanes: Channels that its int8 kernels take at a time; other widths are padded and cost as much.
         needs: What the CPU must have for the file to be exact and fast.
@@ -73,8 +76,10 @@ class Target:
     weighted: Mapping[Any, int] = field(default_factory=lambda: dict(WEIGHTED))
     integer: frozenset[Any]
     fused: frozenset[Any] = CLIPS
+    signed_values: str = "affine"
     ends_convolution: bool
     shared_concat: bool
+    depthwise: bool = True
     weight_bits: int = 8
     lanes: int = 16
     needs: str
@@ -105,6 +110,7 @@ ONNXRUNTIME = Target(
 OPENVINO = Target(
     name="openvino",
     runtime="openvino",
+    signed_values="symmetric",  # a zero point other than 0 costs its convolutions a correction: 10 % on MobileNetV2
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default},
     ends_convolution=True,
     shared_concat=True,
@@ -115,6 +121,14 @@ TARGETS = {
     for base in (ONNXRUNTIME, OPENVINO)
     for t in (base, replace(base, name=f"{base.name}-avx2", weight_bits=7, needs=OLDER))
 }
+
+
+def variants(target: Target) -> dict[str, Target]:
+    """Other placements that are right as well; which is fastest depends on the network and the machine."""
+    without = {"additions": ADDS, "concatenations": {aten.cat.default}, "products": {aten.mul.Tensor}, "pools": POOLS}
+    found = {f"{name} in float": replace(target, integer=target.integer - ops) for name, ops in without.items()}
+    found["depthwise convolutions in float"] = replace(target, depthwise=False)
+    return {name: other for name, other in found.items() if other != target}
 
 
 def target_named(name: str) -> Target:

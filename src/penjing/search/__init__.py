@@ -6,3 +6,7 @@ from penjing.search.ladder import Candidate as Candidate
 from penjing.search.ladder import Cost as Cost
 from penjing.search.ladder import climb as climb
 from penjing.search.ladder import within_limits as within_limits
+from penjing.search.mix import Mix as Mix
+from penjing.search.mix import MixSettings as MixSettings
+from penjing.search.mix import Tried as Tried
+from penjing.search.mix import fastest_mix as fastest_mix

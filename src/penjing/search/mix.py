@@ -1,0 +1,201 @@
+"""Integers where they are fast and exact enough, floats elsewhere: by measurement, on the file, in the runtime."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor, fx, nn
+
+from penjing.errors import BudgetError
+from penjing.export import Artifact, Kernel, Runner, export
+from penjing.files import whole_file
+from penjing.graph import as_inputs
+from penjing.measure import Measurement, compare
+from penjing.progress import Progress, silent
+from penjing.quant import Quantizer, Target, sensitivity, variants
+
+SAMPLES = 16  # that sensitivity is judged by
+FASTER = 0.97  # share of the default placement's time that another must come below to be taken: less is noise
+Evaluate = Callable[[Runner], float]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way to run the network.
+
+    Attributes:
+        precision: What to load the file with: ``None`` for the runtime's default, or ``"f32"``.
+        floats: Layers that were returned to float for accuracy's sake, most sensitive first.
+        score: What ``evaluate`` gave.
+        latency: One call's time; ``None`` where the score is too low to matter.
+    """
+
+    name: str
+    artifact: Artifact
+    precision: str | None
+    floats: tuple[str, ...]
+    score: float
+    latency: Measurement | None = None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What came out.
+
+    Attributes:
+        module: The network that the file was made from; in fake-quantized float where it has integers.
+        tried: All candidates, with the chosen one.
+        sensitivity: ``{layer: dB}`` of signal over noise at the output with that layer alone in integers; empty where
+            integers everywhere were good enough.
+    """
+
+    module: nn.Module
+    chosen: Tried
+    tried: tuple[Tried, ...]
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+
+    def kernels(self) -> list[Kernel]:
+        """What the runtime executes, with the reason of every layer in float."""
+        return self.chosen.artifact.kernels()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixSettings:
+    """How long to look."""
+
+    threads: int | None = None  # of the runtime; None for its choice
+    batch: int = 1  # the batch size that latency is judged at
+    seconds: float = 1.0  # to time each contender
+    placements: bool = True  # also try the target's other placements
+
+
+def fastest_mix(
+    quantizer: Quantizer,
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    path: Path,
+    *,
+    evaluate: Evaluate,
+    least: float,
+    settings: MixSettings | None = None,
+    progress: Progress = silent,
+) -> Mix:
+    """The fastest of: integers, integers with the most sensitive layers in float, float as the runtime likes it, fp32.
+
+    A candidate holds when ``evaluate`` gives its file at least ``least``. Layers go back to float in the order of their
+    sensitivity, and their number is found by bisection, so about ``log2(layers)`` files are scored.
+
+    Args:
+        quantizer: Made from ``model``.
+        path: The ONNX file to write.
+
+    Raises:
+        BudgetError: Not even fp32 reaches ``least``.
+        ExportError: The network cannot be written.
+    """
+    return _Search(quantizer, model, as_inputs(example), path, evaluate, least, settings or MixSettings(), progress).mix()
+
+
+class _Search:
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        model: nn.Module,
+        example: tuple[Tensor, ...],
+        path: Path,
+        evaluate: Evaluate,
+        least: float,
+        settings: MixSettings,
+        progress: Progress,
+    ) -> None:
+        self.quantizer, self.model, self.example, self.path = quantizer, model, example, path
+        self.evaluate, self.least, self.settings, self.progress = evaluate, least, settings, progress
+        self.target = quantizer.target
+        self.timed = tuple(x[:1].repeat(settings.batch, *[1] * (x.ndim - 1)) for x in example)
+        self.parts: list[Path] = []
+        self.noise: dict[str, float] = {}
+        self.modules: dict[str, nn.Module] = {}
+
+    def mix(self) -> Mix:
+        try:
+            whole = export(self.model, self.example, self._part("float"), target=self.target.name)
+            plain = [self._tried("fp32", whole, "f32"), self._tried("the runtime's float", whole, None)]
+            if plain[0].score < self.least:
+                raise BudgetError(f"the network in fp32 scores {plain[0].score:.6g}, below {self.least:.6g}; ask for less")
+            if self.settings.placements:
+                self.target = self._fastest_placement()
+            tried = [*plain, *self._integers()]
+            timed = self._timings([t for t in tried if t.score >= self.least])
+            chosen = min(timed, key=lambda t: t.latency.value if t.latency else float("inf"))
+            shown = [next((t for t in timed if t.name == old.name), old) for old in tried]
+            artifact = self._kept(chosen.artifact)
+            chosen = replace(chosen, artifact=artifact)
+            return Mix(self.modules.get(chosen.name, self.model), chosen, tuple(shown), self.noise)
+        finally:
+            for part in self.parts:
+                part.unlink(missing_ok=True)
+
+    def _part(self, name: str) -> Path:
+        self.parts.append(self.path.with_name(f".{self.path.stem}.{len(self.parts)}.{name}.onnx"))
+        return self.parts[-1]
+
+    def _kept(self, artifact: Artifact) -> Artifact:
+        with whole_file(self.path) as part:
+            part.write_bytes(artifact.path.read_bytes())
+        return replace(artifact, path=self.path)
+
+    def _tried(self, name: str, artifact: Artifact, precision: str | None, floats: Sequence[str] = ()) -> Tried:
+        score = self.evaluate(artifact.load(self.settings.threads, precision))
+        return Tried(name, artifact, precision, tuple(floats), score)
+
+    def _fastest_placement(self) -> Target:
+        """The profile whose file is fastest; accuracy is nearly the same in all."""
+        profiles = {"default": self.target} | variants(self.target)
+        files = {}
+        with self.progress("placements", len(profiles)) as advance:
+            for name, profile in profiles.items():
+                module = self.quantizer.module(target=profile)
+                files[name] = export(module, self.example, self._part("placement"), target=self.target.name)
+                advance(name)
+        distinct = {a.digest: name for name, a in reversed(files.items())}
+        runs = {name: files[name].load(self.settings.threads) for name in distinct.values()}
+        times = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
+        best = min(times, key=lambda name: times[name].value)
+        return profiles[best] if times[best].value < FASTER * times["default"].value else self.target
+
+    def _integers(self) -> list[Tried]:
+        """Integers everywhere, and where that is not good enough, the mixes on the way to few layers in float."""
+        tried = [self._mixed(())]
+        if tried[0].score >= self.least:
+            return tried
+        module = self.modules[tried[0].name]
+        assert isinstance(module, fx.GraphModule)
+        self.noise = sensitivity(module, self._few(), progress=self.progress)
+        order = list(self.noise)
+        low, high = 0, len(order)  # with ``low`` in float it does not hold; with ``high`` it may
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried.append(self._mixed(order[:middle]))
+            low, high = (low, middle) if tried[-1].score >= self.least else (middle, high)
+        return tried
+
+    def _mixed(self, floats: Sequence[str]) -> Tried:
+        name = f"{len(floats)} layers back in float" if floats else "integers"
+        module = self.quantizer.module(floats, target=self.target)
+        self.modules[name] = module
+        artifact = export(module, self.example, self._part("mix"), target=self.target.name)
+        return self._tried(name, artifact, None, floats)
+
+    def _few(self) -> list[tuple[Tensor, ...]]:
+        found, samples = [], 0
+        for batch in self.quantizer.inputs():
+            found.append(tuple(x[: SAMPLES - samples] for x in batch))
+            samples += len(found[-1][0])
+            if samples >= SAMPLES:
+                break
+        return found
+
+    def _timings(self, tried: Sequence[Tried]) -> list[Tried]:
+        runs = {t.name: t.artifact.load(self.settings.threads, t.precision) for t in tried}
+        times = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
+        return [replace(t, latency=times[t.name]) for t in tried]

@@ -1,0 +1,75 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import BudgetError
+from penjing.export import Runner
+from penjing.quant import Quantizer, Scheme, target_named
+from penjing.search import MixSettings, fastest_mix
+
+SETTINGS = MixSettings(threads=1, seconds=0.05, placements=False)
+
+
+def network() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 4, 3)
+    )
+    return model.eval(), torch.randn(4, 3, 48, 48)
+
+
+def nearness(model: nn.Module, x: Tensor) -> Callable[[Runner], float]:
+    """Signal over noise in dB, as a metric."""
+    with torch.no_grad():
+        exact = model(x)
+    return lambda run: float(10 * torch.log10(exact.square().sum() / (run(x) - exact).square().sum()))
+
+
+def quantizer(model: nn.Module, x: Tensor, **scheme: int) -> Quantizer:
+    return Quantizer(model, x[:1], [x], target=target_named("onnxruntime"), scheme=Scheme(**scheme))
+
+
+def test_integers_are_taken_where_they_hold(tmp_path: Path) -> None:
+    model, x = network()
+    path = tmp_path / "net.onnx"
+    mix = fastest_mix(quantizer(model, x), model, x[:1], path, evaluate=nearness(model, x), least=20.0, settings=SETTINGS)
+    assert mix.chosen.score >= 20
+    assert mix.chosen.artifact.path == path
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    timed = {t.name: t.latency.value for t in mix.tried if t.latency}
+    assert timed[mix.chosen.name] == min(timed.values())
+    assert mix.sensitivity == {}
+
+
+def test_few_layers_go_back_to_float_where_integers_lose_too_much(tmp_path: Path) -> None:
+    model, x = network()
+    few = quantizer(model, x, weight_bits=2)  # the middle layer alone has 2 bits: the edges have 8
+    mix = fastest_mix(few, model, x[:1], tmp_path / "n.onnx", evaluate=nearness(model, x), least=20.0, settings=SETTINGS)
+    mixed = [t for t in mix.tried if t.floats and t.score >= 20]
+    assert mixed
+    assert mixed[-1].floats == ("conv2d_1",)
+    integers = next(t for t in mix.tried if t.name == "integers")
+    assert integers.score < 20
+    assert integers.latency is None
+    assert next(iter(mix.sensitivity)) == "conv2d_1"
+    assert mix.chosen.score >= 20
+
+
+def test_what_cannot_be_reached_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    model, x = network()
+    with pytest.raises(BudgetError, match="fp32"):
+        fastest_mix(quantizer(model, x), model, x[:1], tmp_path / "n.onnx", evaluate=lambda _: 0.1, least=0.2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_placement_is_taken_only_when_it_is_faster(tmp_path: Path) -> None:
+    model, x = network()
+    mix = fastest_mix(
+        quantizer(model, x), model, x[:1], tmp_path / "n.onnx", evaluate=nearness(model, x), least=10.0,
+        settings=MixSettings(threads=1, seconds=0.05),
+    )  # fmt: skip
+    assert mix.chosen.score >= 10
+    assert len(list(tmp_path.iterdir())) == 1
