@@ -19,23 +19,26 @@ class Seen:
 
     Attributes:
         values: The observer of each value, by its node's name.
-        means: The mean of each channel (dim 1) of what layers read, ``(channels,)``, by its node's name.
+        means: The mean of each channel (dim 1) of a value, ``(channels,)``, by its node's name.
+        lowest: The least of each channel.
     """
 
     values: dict[str, Observer] = field(default_factory=dict)
     means: dict[str, Tensor] = field(default_factory=dict)
+    lowest: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, other: "Seen") -> None:
         """Take in what another pass learned."""
         self.values |= other.values
         self.means |= other.means
+        self.lowest |= other.lowest
 
 
 def calibrate(
     module: fx.GraphModule,
     batches: Iterable[Inputs],
     values: Set[str],
-    means: Set[str],
+    channels: Set[str],
     make: Callable[[], Observer],
     progress: Progress = silent,
 ) -> Seen:
@@ -43,12 +46,12 @@ def calibrate(
 
     Args:
         values: Names of the nodes to observe.
-        means: Names of the nodes whose mean for each channel is wanted.
+        channels: Names of the nodes whose mean and least value for each channel are wanted.
 
     Raises:
         DataError: There is no batch, the network does not take one, or a value is not finite.
     """
-    watch = _Watch(module, values, means, make)
+    watch = _Watch(module, values, channels, make)
     total = len(batches) if isinstance(batches, Sized) else 1
     with torch.no_grad(), progress("calibration", total) as advance:
         for inputs in batches:
@@ -56,15 +59,17 @@ def calibrate(
             advance(f"{watch.samples} samples")
     if not watch.samples:
         raise DataError("calibration is empty: it yields no batch; give a few hundred images")
-    return Seen(watch.values, {name: total / watch.samples for name, total in watch.means.items()})
+    means = {name: total / watch.samples for name, total in watch.totals.items()}
+    return Seen(watch.values, means, watch.lowest)
 
 
 class _Watch(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, values: Set[str], means: Set[str], make: Callable[[], Observer]) -> None:
+    def __init__(self, module: fx.GraphModule, values: Set[str], channels: Set[str], make: Callable[[], Observer]) -> None:
         super().__init__(module)
         self.values = {name: make() for name in values}
-        self.wanted = means
-        self.means: dict[str, Tensor] = {}
+        self.channels = channels
+        self.totals: dict[str, Tensor] = {}
+        self.lowest: dict[str, Tensor] = {}
         self.samples = 0
 
     def one(self, inputs: tuple[Tensor, ...]) -> None:
@@ -80,13 +85,16 @@ class _Watch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self.values:
-            low, high = (float(v) for v in torch.aminmax(value))
+            observer = self.values[n.name]
+            observer.update(value.reshape(1, -1))
+            low, high = float(observer.low), float(observer.high)
             if not (abs(low) < float("inf") and abs(high) < float("inf")):
                 raise DataError(
                     f"calibration makes {n.name} range from {low} to {high}; look for NaN or infinity in the images"
                 )
-            self.values[n.name].update(value.reshape(1, -1))
-        if n.name in self.wanted:
-            channels = value.movedim(1, 0) if value.ndim > 1 else value[None]
-            self.means[n.name] = self.means.get(n.name, 0) + channels.flatten(1).mean(1) * value.shape[0]
+        if n.name in self.channels:
+            rows = value.movedim(1, 0).flatten(1) if value.ndim > 1 else value[None]
+            least = rows.amin(1)
+            self.lowest[n.name] = torch.minimum(self.lowest.get(n.name, least), least)
+            self.totals[n.name] = self.totals.get(n.name, 0) + rows.mean(1) * value.shape[0]
         return value

@@ -14,9 +14,11 @@ from torch import Tensor
 from penjing.quant.grids import Grid
 
 CHUNK = 1024  # neighbors whose extremes are taken together
+CACHED = 128  # chunks that the cache holds, so that memory is read once
 MOST = 2**22  # numbers worked on at once, for memory
+WAITING = 2**18  # numbers that may wait to be counted
 OCTAVES = 24  # doublings below the largest magnitude that are told apart, about the precision of float32
-MANTISSA = 4  # bits of the mantissa: 16 bins a doubling
+MANTISSA = 5  # bits of the mantissa: 32 bins a doubling
 EVEN = 2048  # bins of equal width on each side of zero, as many as TensorRT's
 THIN = 1e-4  # the least width of a bin that is cut at the extremes, as a share of its place
 
@@ -60,11 +62,13 @@ def read(rows: Tensor, most: int) -> Batch:
         rows = rows.new_zeros(len(rows), 1)  # nothing is seen, and no number lies outside of a range that is zero
     whole = rows.shape[1] // CHUNK * CHUNK
     # amin and amax one after the other are ten times as fast as aminmax along a dim.
-    parts = [p for p in (rows[:, :whole].unflatten(1, (-1, CHUNK)), rows[:, None, whole:]) if p.numel()]
-    lows, highs = (torch.cat([f(p, 2) for p in parts], 1) for f in (torch.amin, torch.amax))
-    total = torch.cat([p.sum(2) for p in parts], 1).sum(1, dtype=torch.float64)
+    pieces = rows[:, :whole].unflatten(1, (-1, CHUNK)).split(max(1, CACHED // max(1, len(rows))), 1)
+    found = [(p.amin(2), p.amax(2), p.sum(2)) for p in (*pieces, rows[:, None, whole:]) if p.numel()]
+    lows, highs, sums = (torch.cat(each, 1) for each in zip(*found, strict=True))
+    total = sums.sum(1, dtype=torch.float64)
     stride = _stride(count, most)
-    sample, peaks = rows[:, :count:stride], torch.cat([lows, highs], 1)
+    sample = rows[:, :count:stride].clone()
+    peaks = torch.cat([lows, highs], 1) if stride > 1 else rows[:, :0]
     beyond = torch.zeros_like(peaks, dtype=torch.bool)
     if stride > 1:
         beyond = (peaks < sample.amin(1, keepdim=True)) | (peaks > sample.amax(1, keepdim=True))
@@ -80,22 +84,43 @@ def _stride(count: int, most: int) -> int:
 
 
 class Histogram(ABC):
-    """Counts ``(rows, 2 * half + 1)``, from the bin farthest below zero to the farthest above; the middle one is zero."""
+    """Counts of each row in ``2 * half + 1`` bins, from the farthest below zero to the farthest above; the middle is zero."""
 
     half: int
 
     def __init__(self) -> None:
-        self.octave = torch.zeros(0, dtype=torch.int32)
-        self.counts = torch.zeros(0, 2 * self.half + 1, dtype=torch.int64)
+        self._octave = torch.zeros(0, dtype=torch.int32)
+        self._counts = torch.zeros(0, 2 * self.half + 1, dtype=torch.int64)
+        self._waiting: list[Batch] = []
 
     def add(self, batch: Batch) -> None:
-        """Count a batch; every element of its sample stands for ``stride`` of them."""
-        if not len(self.octave):
-            self.octave, self.counts = batch.octave, self.counts.new_zeros(len(batch.low), self.counts.shape[1])
-        self._grow(torch.maximum(self.octave, batch.octave))
-        self._count(batch.sample, None, batch.stride)
-        if batch.stride > 1:
-            self._count(batch.peaks, batch.beyond, 1)
+        """Take in a batch; every element of its sample stands for ``stride`` of them."""
+        self._waiting.append(batch)
+        if sum(b.sample.numel() for b in self._waiting) > WAITING:
+            self._settle()
+
+    @property
+    def counts(self) -> Tensor:
+        """``(rows, 2 * half + 1)``, int64."""
+        self._settle()
+        return self._counts
+
+    @property
+    def octave(self) -> Tensor:
+        """The exponent of the largest magnitude of each row, ``(rows,)``."""
+        self._settle()
+        return self._octave
+
+    def _settle(self) -> None:
+        # Not before it must be: many rows have large counts, and whoever wants nothing but extremes never asks for them.
+        for batch in self._waiting:
+            if not len(self._octave):
+                self._octave, self._counts = batch.octave, self._counts.new_zeros(len(batch.low), self._counts.shape[1])
+            self._grow(torch.maximum(self._octave, batch.octave))
+            self._count(batch.sample, None, batch.stride)
+            if batch.stride > 1:
+                self._count(batch.peaks, batch.beyond, 1)
+        self._waiting.clear()
 
     def edges(self) -> Tensor:
         """The ends of all bins, ``(rows, 2 * half + 2)``, ascending; the two in the middle are zero."""
@@ -122,12 +147,12 @@ class Histogram(ABC):
         return float((share * counts).sum() / counts.sum().clamp_min(1))
 
     def _grow(self, octave: Tensor) -> None:
-        rise = (octave - self.octave)[:, None].long()
-        self.octave = octave
+        rise = (octave - self._octave)[:, None].long()
+        self._octave = octave
         if rise.any():
             place = torch.arange(-self.half, self.half + 1)
             merged = place.sign() * self._merged(place.abs(), rise) + self.half
-            self.counts = torch.zeros_like(self.counts).scatter_add(1, merged, self.counts)
+            self._counts = torch.zeros_like(self._counts).scatter_add(1, merged, self._counts)
 
     def _count(self, values: Tensor, wanted: Tensor | None, weight: int) -> None:
         bins = 2 * self.half + 1
@@ -135,10 +160,10 @@ class Histogram(ABC):
         for start in range(0, len(values), step):
             part = slice(start, start + step)
             x = values[part]
-            index = self._place(x.abs(), self.octave[part, None]) * (1 - 2 * (x < 0).int()) + self.half
+            index = self._place(x.abs(), self._octave[part, None]) * (1 - 2 * (x < 0).int()) + self.half
             index += torch.arange(len(x), dtype=torch.int32)[:, None] * bins
             chosen = index.flatten() if wanted is None else index[wanted[part]]
-            self.counts[part] += weight * torch.bincount(chosen, minlength=len(x) * bins).view(-1, bins)
+            self._counts[part] += weight * torch.bincount(chosen, minlength=len(x) * bins).view(-1, bins)
 
     @abstractmethod
     def _place(self, magnitude: Tensor, octave: Tensor) -> Tensor:
@@ -154,7 +179,7 @@ class Histogram(ABC):
 
 
 class Floats(Histogram):
-    """16 bins to each doubling: as fine for what is typical as for what is rare and large. The first holds all that is tiny."""
+    """32 bins to each doubling: as fine for what is typical as for what is rare and large. The first holds all that is tiny."""
 
     half = (OCTAVES << MANTISSA) + 1
 

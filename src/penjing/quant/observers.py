@@ -10,9 +10,10 @@ With heavy tails, where a few numbers are far larger than the rest, the choice m
 - ``entropy`` cuts where the distribution keeps its shape; how large a rare number is counts for nothing.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Observer(ABC):
     least: ClassVar[int] = SAMPLE  # how many numbers of a row are counted, however many rows there are
 
     def __init__(self, *, bits: int = 8, signed: bool = False) -> None:
-        self.integers = levels(bits, signed=signed)
+        levels(bits, signed=signed)  # refuses what is out of range
         self.bits = bits
         self.maker = symmetric if signed else affine
         self.signed = signed
@@ -50,6 +51,13 @@ class Observer(ABC):
         self.total = torch.zeros(0, dtype=torch.float64)
         self.count = 0
         self.histogram = Floats()
+
+    def aimed(self, *, bits: int, signed: bool) -> Self:
+        """What was seen, for another grid; see the class."""
+        levels(bits, signed=signed)  # refuses what is out of range
+        other = copy.copy(self)
+        other.bits, other.signed, other.maker = bits, signed, symmetric if signed else affine
+        return other
 
     def update(self, rows: Tensor) -> None:
         """Take in more of every row, ``(rows, n)``; always as many rows."""
@@ -162,18 +170,18 @@ class Percentile(Observer):
 
 
 class Searched(Observer):
-    """Looks for the best of many ranges, from a share of the least value to a share of the greatest."""
+    """Looks for the best of many ranges."""
 
     work: ClassVar[int]  # how many numbers one row takes
 
     def limits(self) -> tuple[Tensor, Tensor]:
         """See ``Observer.limits``."""
-        found = torch.ones(2, len(self.low))
+        found = torch.zeros(2, len(self.low))
         step = MOST // self.work
         for start in range(0, len(self.low), step):
             part = slice(start, start + step)
             found[:, part] = self._best(part)
-        low, high = found * self._ends(slice(None))
+        low, high = found
         return low.clamp(self.low, self.high), high.clamp(self.low, self.high)
 
     def _ends(self, part: slice) -> Tensor:
@@ -183,21 +191,22 @@ class Searched(Observer):
             return torch.stack([-largest(low, high), largest(low, high)])
         return torch.stack([low.clamp(max=0), high.clamp(min=0)])
 
-    def _grid(self, part: slice, shares: Tensor) -> Grid:
-        """A grid for each of the shares of both ends, ``(2, rows, ranges)``; its tensors are ``(rows, ranges)``."""
-        low, high = shares * self._ends(part)[:, :, None]
+    def _grid(self, ends: Tensor) -> Grid:
+        """A grid for each range of ``(2, rows, ranges)``; its tensors are ``(rows, ranges)``."""
+        low, high = ends
         return self.maker(low, high, torch.zeros_like(low), self.bits)
 
     @abstractmethod
     def _best(self, part: slice) -> Tensor:
-        """The best shares of both ends of some rows, ``(2, rows)``."""
+        """Both ends of the best range of some rows, ``(2, rows)``."""
 
 
 class MeanSquare(Searched):
     """The range of the least squared error, taking numbers to be spread evenly inside each bin of the histogram.
 
     It tries 24 ranges that shrink both ends alike, then, unless the grid is symmetric, 25 for either end with the other held,
-    then 17 near the best. The one from the least to the greatest is among them, so it is never worse than that one.
+    then 17 near the best. The one from the least to the greatest is among them, so that it is never worse by the histogram, and
+    hardly worse by the numbers themselves.
     """
 
     work = 26 * (2 * Floats.half + 2)
@@ -217,10 +226,10 @@ class MeanSquare(Searched):
             new = torch.cat([now, tried if tried is not None else (now * self.fine).clamp_max(1)], 1)
             shares = best[:, :, None].repeat(1, 1, new.shape[1])
             shares[chosen] = new
-            grid = self._grid(part, shares)
+            grid = self._grid(shares * ends[:, :, None])
             error = self._error(edges, density, replace(grid, scale=grid.scale / self._unit(part)[:, None]))
             best[chosen] = new.gather(1, error.argmin(1, keepdim=True))[:, 0]
-        return best
+        return best * ends
 
     def _densities(self, part: slice) -> tuple[Tensor, Tensor]:
         """Ends of intervals ``(rows, n + 1)``, and how densely they are filled, ``(rows, n)``; without the empty ones."""
@@ -255,7 +264,7 @@ class Entropy(Searched):
 
     The distribution is that of all numbers but zeros, which every grid keeps, in bins of equal width; what lies outside of the
     range is moved to its ends. The other is what its integers tell: their counts, spread over the bins that are not empty. It
-    tries 100 ranges that shrink both ends alike, down to as many bins as there are integers (1/4 to 1/8 at 8 bits).
+    tries 100 limits of the magnitude, down to as many bins as there are integers, about 1/4 of the largest at 8 bits.
     """
 
     tried: ClassVar[int] = 100
@@ -272,15 +281,17 @@ class Entropy(Searched):
         counts = self.even.counts[part].double()
         counts[:, self.even.half] = 0
         edges, ends = self.even.edges()[part], self._ends(part)
-        shares = self._shares(edges[:, -1] - edges[:, -2], ends[1] - ends[0])
-        divergence = _divergence(counts, edges, shares * ends[:, :, None], self._grid(part, shares.expand(2, -1, -1)))
-        return shares.gather(1, divergence.argmin(1, keepdim=True))[:, 0].expand(2, -1)
+        tried = self._ranges(ends, edges[:, -1:] - edges[:, -2:-1])
+        best = _divergence(counts, edges, tried, self._grid(tried)).argmin(1)
+        return tried.gather(2, best.expand(2, -1)[:, :, None])[:, :, 0]
 
-    def _shares(self, width: Tensor, span: Tensor) -> Tensor:
-        """What to try, ``(rows, tried)``, from 1 down to as many bins as there are integers."""
-        steps = self.integers[1] - self.integers[0] + 1
-        least = (steps * width / span.clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(1)
-        return 1 - torch.linspace(0, 1, self.tried) * (1 - least[:, None])
+    def _ranges(self, ends: Tensor, width: Tensor) -> Tensor:
+        """What to try, ``(2, rows, ranges)``, the widest first; bins are ``(rows, 1)`` wide."""
+        top = largest(*ends)[:, None]
+        bins = 2**self.bits // (1 + self.signed)  # a symmetric range has two sides to hold them
+        limit = torch.lerp(top, torch.minimum(top, bins * width), torch.linspace(0, 1, self.tried))
+        low, high = ends[:, :, None]
+        return torch.stack([torch.maximum(low, -limit), torch.minimum(high, limit)])
 
 
 def _divergence(counts: Tensor, edges: Tensor, ends: Tensor, grid: Grid) -> Tensor:

@@ -12,13 +12,13 @@ class Scheme:
 
     weight_bits: int = 8  # 2 to 8; fewer than 8 make the file smaller, not faster
     value_bits: int = 8  # 2 to 8, of what layers read and give; fewer than 8 make nothing faster
-    edge_bits: int = 8  # of the first and the last layer, which suffer most from few bits
+    edge_bits: int = 8  # of the first and the last layer's weights, and at least of what they read: they suffer most
     weights: str = "symmetric"  # a name in GRIDS
     values: str | None = None  # the same of values; by default what the target's kernels run fastest on
     outputs: str | None = None  # also put such a grid on what the network gives
     block: str | int = "channel"  # weights that share a scale: "tensor", "channel", or so many input channels of one
     weight_observer: str = "minmax"  # a name in OBSERVERS: how the range of weights is chosen
-    observer: str = "minmax"  # the same of values
+    observer: str = "mse"  # the same of values
     equalize: bool = False  # even out channel ranges between layers first; needed where block is "tensor"
     rounding: str = "nearest"  # a name in ROUNDINGS; "gptq" and "adaround" for 4 bits and fewer
     correct_bias: bool = True  # keep the mean of every channel
