@@ -16,9 +16,11 @@ from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
 from penjing.export.lower import lower
 from penjing.export.names import name_layers
+from penjing.export.norms import norms_over_channels
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
+from penjing.quant.learned import settle
 
 FEW = 64  # integers that are not worth packing
 
@@ -26,7 +28,8 @@ FEW = 64  # integers that are not worth packing
 def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Path, *, target: str = "onnxruntime") -> Artifact:
     """Write ``model`` (any module, or what ``quantize`` gave) as one ONNX file, whole or not at all.
 
-    Weights that have a grid are stored as the integers they are. The batch size is free if the model's is.
+    Weights that have a grid are stored as the integers they are, learned grids as they are by now. The batch size is free if
+    the model's is.
 
     Raises:
         ExportError: The network holds an operation that ONNX does not have, or the file cannot be written.
@@ -34,13 +37,15 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     """
     runtime = target_named(target).runtime
     given = as_inputs(example)
-    module = model if isinstance(model, fx.GraphModule) else capture(model, given).module
+    module = settle(model) if isinstance(model, fx.GraphModule) else capture(model, given).module
     dynamic = takes_any_batch(module)
     inputs = free_batch(given) if dynamic else given
     dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
     destination = Path(path)
     copied = copy.deepcopy(module).eval()
     lower(copied)
+    if runtime == "openvino":
+        norms_over_channels(copied)
     try:
         proto = _converted(copied, inputs, dims)
         _store_integers(proto)

@@ -1,87 +1,252 @@
-"""Fold batch normalization into the convolution or linear layer before it, where nothing else reads in between."""
+"""Fold what scales and shifts channel by channel into the weights of the layer before or after it, where nothing lies between.
 
-import operator
+``y = scale * x + shift``, with one constant for each channel, is what a batch norm does in eval mode; so do a layer scale
+(arXiv:2103.17239), the normalization of an image, and any product with a constant or sum with one. All arithmetic is float64.
+"""
+
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from penjing.quant.targets import WEIGHTED
+from penjing.quant.editable import argument, attribute, editable, free_name, new_parameter
+from penjing.quant.editable import set_tensor as set_tensor
 
-NORM = torch.ops.aten.batch_norm.default
+aten = torch.ops.aten
+NORM = aten.batch_norm.default
+_DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
+_CHECKS = frozenset({aten._assert_tensor_metadata.default})  # of what the export saw; they count as readers
+_VIEWS = frozenset(  # of a constant: it stays one
+    {
+        aten.alias.default,
+        aten.clone.default,
+        aten.detach.default,
+        aten.flatten.using_ints,
+        aten.lift_fresh_copy.default,
+        aten.permute.default,
+        aten.reshape.default,
+        aten.squeeze.dim,
+        aten.unsqueeze.default,
+        aten.view.default,
+    }
+)
 
 
-def fold_batch_norm(module: fx.GraphModule) -> None:
-    """Rewrite ``module`` in place: ``norm(conv(x))`` becomes one convolution with other weights.
+@dataclass(frozen=True)
+class Scaling:
+    """``y = scale * x + shift``, channel by channel.
 
-    A norm that follows anything else (an activation, a concatenation, a convolution with a second reader or a shared
-    weight) stays where it is.
+    Attributes:
+        source: The node that gives ``x``.
+        scale: float64, ``()`` or ``(channels,)``.
+        shift: The same.
+        dim: The dim of ``x`` that holds the channels; None where one number serves all.
     """
-    for norm in [n for n in module.graph.nodes if n.target is NORM]:
-        layer = norm.args[0]
-        weight = layer.args[1] if layer.target in WEIGHTED else None
-        if weight is None or weight.op != "get_attr" or len(layer.users) > 1 or _uses(module, weight) > 1:
+
+    source: fx.Node
+    scale: Tensor
+    shift: Tensor
+    dim: int | None
+
+    @property
+    def does_nothing(self) -> bool:
+        return bool((self.scale == 1).all() and (self.shift == 0).all())
+
+
+def fold(module: fx.GraphModule) -> None:
+    """Rewrite ``module`` in place: one layer with other weights, for a layer and what scales its output or its input.
+
+    Behind a layer all of it folds. In front of one, the scale always does; a shift only where the layer pads no zeros, since
+    these would have to be shifted too; what cannot fold whole stays whole. Nothing folds over an activation, a concatenation
+    or whatever else lies between, nor into a layer whose output has a second reader, or whose weight is shared or computed;
+    over ``permute`` and ``transpose`` alone it does. What does nothing (a dropout in eval mode, a product with 1) is removed.
+    """
+    _drop_idle(module)
+    for node in list(module.graph.nodes):
+        scaling = read_scaling(module, node)
+        if scaling and (scaling.does_nothing or _into_layer_before(module, scaling)):
+            _remove(node, scaling.source)
+    for node in reversed(list(module.graph.nodes)):
+        scaling = read_scaling(module, node)
+        if scaling and _into_layer_after(module, node, scaling):
+            _remove(node, scaling.source)
+    _tidy(module)
+
+
+def norms_to_convolutions(module: fx.GraphModule) -> None:
+    """Put a depthwise 1x1 convolution in the place of every batch norm of 4-D values that is left, in place.
+
+    A norm behind a concatenation and before a ReLU (arXiv:1608.06993) folds into nothing, and runtimes run it in float;
+    a convolution has an int8 kernel, and the ReLU behind it can run inside that.
+    """
+    for node in list(module.graph.nodes):
+        scaling = read_scaling(module, node) if node.target is NORM else None
+        if scaling is None or node.meta["val"].ndim != 4:
             continue
-        if _groups(layer) > 1 and WEIGHTED[layer.target]:
-            continue
-        _fold(module, layer, norm)
-        norm.replace_all_uses_with(layer)
-        module.graph.erase_node(norm)
+        channels, dtype = node.meta["val"].shape[1], node.meta["val"].dtype
+        owner = str(node.args[3].target).rpartition(".")[0] or node.name
+        with module.graph.inserting_before(node):
+            conv = module.graph.call_function(aten.conv2d.default, (scaling.source,))
+        conv.meta = dict(node.meta)
+        _remove(node, conv)
+        held = []
+        for leaf, value, shape in (("weight", scaling.scale, (channels, 1, 1, 1)), ("bias", scaling.shift, (channels,))):
+            name = free_name(module, f"{owner}.{leaf}")
+            held.append(new_parameter(module, conv, name, value.expand(channels).reshape(shape).to(dtype)))
+        conv.args = (scaling.source, *held, [1, 1], [0, 0], [1, 1], channels)
+    _tidy(module)
+
+
+def read_scaling(module: fx.GraphModule, node: fx.Node) -> Scaling | None:
+    """What a node multiplies and adds; None where it does anything else, or what it takes is no constant."""
+    found = _read_norm(module, node) if node.target is NORM else _read_arithmetic(module, node)
+    if found is None or not (found.scale.isfinite().all() and found.shift.isfinite().all()):
+        return None
+    before, after = (n.meta.get("val") for n in (found.source, node))
+    if not (isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype == after.dtype):
+        return None
+    return found if before.is_floating_point() else None
+
+
+def _read_norm(module: fx.GraphModule, norm: fx.Node) -> Scaling | None:
+    source, *held, training, _, eps, _ = norm.args
+    given = [_constant(module, a) for a in held]
+    if training or any(value is None and node is not None for value, node in zip(given, held, strict=True)):
+        return None
+    gamma, beta, mean, variance = given
+    assert isinstance(source, fx.Node)
+    assert isinstance(eps, float)
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + eps).rsqrt() * (1 if gamma is None else gamma)
+    return Scaling(source, scale, (0 if beta is None else beta) - mean * scale, 1)
+
+
+def _read_arithmetic(module: fx.GraphModule, node: fx.Node) -> Scaling | None:
+    kinds = {
+        aten.add.Tensor: 1.0,
+        aten.sub.Tensor: -1.0,
+        aten.rsub.Scalar: -1.0,
+        aten.mul.Tensor: None,
+        aten.div.Tensor: None,
+    }
+    if node.target not in kinds:
+        return None
+    first, second = node.args[:2] if node.target is not aten.rsub.Scalar else node.args[1::-1]
+    constants = [_constant(module, a) for a in (first, second)]
+    source = first if constants[0] is None else second
+    constant = constants[1] if constants[0] is None else constants[0]
+    if not isinstance(source, fx.Node) or constant is None or None not in constants:
+        return None
+    placed = _per_channel(constant, source)
+    if placed is None:
+        return None
+    value, dim = placed
+    sign = kinds[node.target]
+    if sign is None:
+        if node.target is aten.div.Tensor and source is second:
+            return None
+        return Scaling(source, value if node.target is aten.mul.Tensor else 1 / value, value.new_zeros(()), dim)
+    times = sign * float(node.kwargs.get("alpha", argument(node, 2, 1)))  # type: ignore[arg-type]  # a number
+    if source is first:
+        return Scaling(source, value.new_ones(()), times * value, dim)
+    return Scaling(source, value.new_tensor(times), value, dim)
+
+
+def _per_channel(constant: Tensor, value: fx.Node) -> tuple[Tensor, int | None] | None:
+    """A constant as ``()`` or ``(channels,)``, and the dim of ``value`` it runs along; None if there are more."""
+    seen = value.meta.get("val")
+    if not isinstance(seen, Tensor) or constant.ndim > seen.ndim:
+        return None
+    varying = [d for d, n in enumerate(constant.shape) if n > 1]
+    if not varying:
+        return constant.reshape(()), None
+    dim = varying[0] + seen.ndim - constant.ndim
+    size = seen.shape[dim]
+    if len(varying) > 1 or not isinstance(size, int) or size != constant.numel():
+        return None
+    return constant.flatten(), dim
+
+
+def _into_layer_before(module: fx.GraphModule, scaling: Scaling) -> bool:
+    found, dim = scaling.source, scaling.dim
+    while len(found.users) == 1 and found.target in (aten.permute.default, aten.transpose.int):
+        dim = moved_from(found, dim) if dim is not None else None
+        found = found.all_input_nodes[0]
+    layer = editable(module, found) if len(found.users) == 1 else None
+    if layer is None or dim not in (None, layer.place(found.meta["val"])):
+        return False
+    layer.weight = layer.weight * layer.along(scaling.scale, layer.output)
+    layer.bias = layer.bias * scaling.scale + scaling.shift
+    layer.store()
+    return True
+
+
+def _into_layer_after(module: fx.GraphModule, node: fx.Node, scaling: Scaling) -> bool:
+    reader = next(iter(node.users), None)
+    layer = editable(module, reader) if len(node.users) == 1 else None
+    if layer is None or scaling.dim not in (None, layer.place(node.meta["val"])):
+        return False
+    if scaling.shift.any() and not layer.feels_shift_alike:
+        return False
+    layer.bias = layer.bias + layer.rows(layer.weight * layer.along(scaling.shift, layer.input), layer.output).sum(1)
+    layer.weight = layer.weight * layer.along(scaling.scale, layer.input)
+    layer.store()
+    return True
+
+
+def moved_from(node: fx.Node, dim: int) -> int:
+    """The dim of its input that a ``permute`` or ``transpose`` puts at ``dim``."""
+    order = list(range(node.meta["val"].ndim))
+    if node.target is aten.permute.default:
+        order = [d % len(order) for d in node.args[1]]  # type: ignore[union-attr,operator,misc]  # a list of numbers
+    else:
+        one, two = node.args[1:3]
+        order[one], order[two] = order[two], order[one]  # type: ignore[index]  # numbers
+    return order[dim]
+
+
+def _drop_idle(module: fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.target in _CHECKS:
+            module.graph.erase_node(node)
+        elif (node.target in _DROPOUTS and node.args[2] is False) or _keeps_type(node):
+            _remove(node, node.all_input_nodes[0])
+
+
+def _keeps_type(node: fx.Node) -> bool:
+    """Whether a node casts a value to the type it has."""
+    plain = node.target is aten.to.dtype and len(node.args) == 2 and not node.kwargs
+    return plain and bool(node.all_input_nodes[0].meta["val"].dtype == node.args[1])
+
+
+def _remove(node: fx.Node, instead: fx.Node) -> None:
+    node.replace_all_uses_with(instead)
+    node.graph.erase_node(node)
+
+
+def _tidy(module: fx.GraphModule) -> None:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    held = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name in [n for tensors in held for n, _ in tensors]:
+        owner, _, leaf = name.rpartition(".")
+        if not any(name == path or name.startswith(f"{path}.") for path in read):
+            delattr(module.get_submodule(owner), leaf)
+    module.graph.lint()
     module.recompile()
 
 
-def _fold(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
-    gamma, beta, mean, variance = (_tensor(module, a) for a in norm.args[1:5])
-    assert mean is not None
-    assert variance is not None
-    eps = norm.args[7]
-    assert isinstance(eps, float)
-    scale = (variance.double() + eps).rsqrt() * (1 if gamma is None else gamma.double())
-    weight, bias = _tensor(module, layer.args[1]), _tensor(module, layer.args[2] if len(layer.args) > 2 else None)
-    assert weight is not None
-    shape = [1] * weight.ndim
-    shape[WEIGHTED[layer.target]] = -1
-    shift = (0 if bias is None else bias.double()) - mean.double()
-    new_bias = shift * scale + (0 if beta is None else beta.double())
-    assert isinstance(layer.args[1], fx.Node)
-    name = str(layer.args[1].target)
-    set_tensor(module, name, nn.Parameter((weight.double() * scale.view(shape)).to(weight.dtype)))
-    bias_name = name.rpartition(".")[0] + ".bias" if "." in name else f"{name}_bias"
-    set_tensor(module, bias_name, nn.Parameter(new_bias.to(weight.dtype)))
-    with module.graph.inserting_before(layer):
-        added = module.graph.get_attr(bias_name)
-    added.meta = dict(layer.args[1].meta)
-    layer.args = (*layer.args[:2], added, *layer.args[3:])
-
-
-def _tensor(module: fx.GraphModule, node: object) -> Tensor | None:
-    if not isinstance(node, fx.Node):
+def _constant(module: fx.GraphModule, given: object) -> Tensor | None:
+    """A number, a parameter, a buffer or a view of one, float64; None where it is computed, or written to."""
+    if isinstance(given, int | float):
+        return torch.tensor(float(given), dtype=torch.float64)
+    if not isinstance(given, fx.Node) or given.op == "get_attr":
+        value = attribute(module, given)
+        return None if value is None or value.is_complex() else value.double()
+    if given.target not in _VIEWS or len(given.all_input_nodes) > 1:
         return None
-    value: Tensor = operator.attrgetter(str(node.target))(module)
-    return value.detach()
-
-
-def _uses(module: fx.GraphModule, weight: fx.Node) -> int:
-    same = [n for n in module.graph.nodes if n.op == "get_attr" and n.target == weight.target]
-    return sum(len(n.users) for n in same)
-
-
-def _groups(layer: fx.Node) -> int:
-    groups = layer.args[6] if len(layer.args) > 6 else 1
-    assert isinstance(groups, int)
-    return groups
-
-
-def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a parameter or buffer where ``name`` says, making the submodules on the way."""
-    owner, _, leaf = name.rpartition(".")
-    holder = module
-    for part in owner.split(".") if owner else ():
-        if not hasattr(holder, part):
-            holder.add_module(part, nn.Module())
-        holder = getattr(holder, part)
-    if isinstance(value, nn.Parameter):
-        holder.register_parameter(leaf, value)
-    else:
-        holder.register_buffer(leaf, value)
+    value = _constant(module, given.args[0])
+    assert callable(given.target)
+    return None if value is None else given.target(value, *given.args[1:], **given.kwargs)

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx
 
-from penjing.quant.targets import CONVOLUTIONS, PASSING, PRODUCTS, WEIGHTED, Target
+from penjing.quant.targets import ADDS, CONVOLUTIONS, PASSING, PRODUCTS, WEIGHTED, Target
 
 aten = torch.ops.aten
 
@@ -92,6 +92,8 @@ class _Places:
             return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
         if not self.target.depthwise and _is_depthwise(layer):
             return "depthwise convolutions were faster in float"
+        if not self.target.pooled and _is_pooled(layer):
+            return "convolutions of one position were faster in float"
         return self._reads_coarse(layer)
 
     def _reads_coarse(self, node: fx.Node) -> str:
@@ -105,14 +107,15 @@ class _Places:
         return ""
 
     def _after_integers(self, node: fx.Node) -> bool:
-        """Whether something that the node reads comes out of an int8 kernel, perhaps through what moves or clips it."""
-        sources = list(node.all_input_nodes)
-        for source in sources:
-            if source in self.weighted or source in self.integer:
-                return True
-            if source.target in PASSING or source.target in self.target.fused:
-                sources += source.all_input_nodes
-        return False
+        """Whether what the node reads comes out of int8 kernels: all that an addition reads, something of what others do."""
+        comes = [self._from_integers(source) for source in node.all_input_nodes]
+        return all(comes) if node.target in ADDS else any(comes)
+
+    def _from_integers(self, node: fx.Node) -> bool:
+        """Whether the value comes out of an int8 kernel, perhaps through what moves or clips it."""
+        while node.target in PASSING or node.target in self.target.fused:
+            node = node.all_input_nodes[0]
+        return node in self.weighted or node in self.integer
 
     def _absorbed(self, node: fx.Node) -> bool:
         """Whether the node's output never exists by itself: the next operation runs inside this one."""
@@ -138,6 +141,12 @@ def _is_depthwise(layer: fx.Node) -> bool:
     assert isinstance(source, fx.Node)
     shape = weight.meta["val"].shape
     return layer.target in CONVOLUTIONS and shape[1] == 1 and source.meta["val"].shape[1] > 1
+
+
+def _is_pooled(layer: fx.Node) -> bool:
+    source = layer.args[0]
+    assert isinstance(source, fx.Node)
+    return layer.target in CONVOLUTIONS and all(n == 1 for n in source.meta["val"].shape[2:])
 
 
 def _share(module: fx.GraphModule, values: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ What comes out is a trainable module; the export writes the same graph, so what 
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,13 +13,17 @@ from penjing.errors import entry
 from penjing.graph import as_inputs, capture, check_weights
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
-from penjing.quant.fold import fold_batch_norm
+from penjing.quant.correct import correct_bias_from_means
+from penjing.quant.equalize import absorb_biases, equalize
+from penjing.quant.fold import fold
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
-from penjing.quant.observers import OBSERVERS
+from penjing.quant.merge import merge
+from penjing.quant.observers import OBSERVERS, MinMax, Observer
 from penjing.quant.place import Placement, place
+from penjing.quant.rounding import ROUNDINGS
 from penjing.quant.scheme import Scheme
-from penjing.quant.targets import Target, target_named
+from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
 
 
@@ -73,8 +77,12 @@ class Quantizer:
         self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
         check_weights(model)
         self.reference = capture(model, as_inputs(example)).module
-        fold_batch_norm(self.reference)
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+        fold(self.reference)
+        merge(self.reference)
+        fold(self.reference)  # what stood behind a sum
+        if self.scheme.equalize:
+            self._equalize()
         self.seen = Seen()
 
     def module(self, floats: Iterable[str] = (), target: Target | None = None) -> fx.GraphModule:
@@ -94,7 +102,22 @@ class Quantizer:
         module.meta["reasons"] = placement.reasons
         module.graph.lint()
         module.recompile()
+        if self.scheme.rounding != "nearest":
+            entry(ROUNDINGS, self.scheme.rounding, "rounding")(self.reference, module, list(self.inputs()), self.progress)
+        elif self.scheme.correct_bias:
+            correct_bias_from_means(module, self.seen.means)
         return module
+
+    def _equalize(self) -> None:
+        """Even out channels between layers, and move constants out of what ReLUs let through whole."""
+        clips = {n.name for n in self.reference.graph.nodes if n.target in CLIPS}
+        seen = self._calibrate(clips, set(), MinMax)
+        equalize(self.reference, seen={name: float(o.limits()[1]) for name, o in seen.values.items()})
+        layers = {n.name for n in self.reference.graph.nodes if n.target in WEIGHTED}
+        absorb_biases(self.reference, self._calibrate(set(), layers, MinMax).lowest)
+
+    def _calibrate(self, values: set[str], channels: set[str], make: Callable[[], Observer]) -> Seen:
+        return calibrate(self.reference, self.batches, values, channels, make, self.progress)
 
     def inputs(self) -> Iterator[tuple[Tensor, ...]]:
         """The calibration batches."""
@@ -105,53 +128,67 @@ class Quantizer:
         coarse: dict[str, str] = {}
         while True:
             placement = place(self.reference, target, exclude=self.scheme.exclude, floats=floats, coarse=coarse)
-            self._watch(set(placement.values.values()))
+            if self.scheme.outputs:
+                placement.values.update({n.name: n.name for n in self._outputs() if n.name not in placement.values})
+            self._watch(placement)
             found = {name: self._lost(shared, target) for name, shared in placement.values.items()}
             worse = {name: lost for name, lost in found.items() if lost > self.scheme.lost and name not in coarse}
             if not worse:
                 return placement
             coarse |= {name: f"{lost:.0%} of what is not zero in {name} would become zero" for name, lost in worse.items()}
 
-    def _watch(self, names: set[str]) -> None:
+    def _outputs(self) -> list[fx.Node]:
+        nodes = self.reference.graph.output_node().all_input_nodes
+        return [n for n in nodes if n.meta["val"].is_floating_point()]
+
+    def _watch(self, placement: Placement) -> None:
         """Calibrate the values that were not seen yet."""
-        if missing := names - set(self.seen.values):
+        if missing := set(placement.values.values()) - set(self.seen.values):
             make = entry(OBSERVERS, self.scheme.observer, "observer")
-            self.seen.update(calibrate(self.reference, self.batches, missing, set(), make, self.progress))
+            read = {n.args[0].name for n in self.reference.graph.nodes if n.name in placement.weights}
+            self.seen.update(self._calibrate(missing, read - set(self.seen.means), make))
 
     def _lost(self, name: str, target: Target) -> float:
-        return self.seen.values[name].typical_lost(self._value_grid(name, target))
+        return self.seen.values[name].typical_lost(self._value_grid(name, target, self.scheme.value_bits))
 
     def _insert_weights(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
-        names = list(placement.weights)
-        edges = {names[0], names[-1]} if names else set()
-        nodes = {n.name: n for n in module.graph.nodes}
-        done: set[str] = set()
+        nodes, done = {n.name: n for n in module.graph.nodes}, set[str]()
+        edges = self._edges(placement)
         for name, axis in placement.weights.items():
             weight = nodes[name].args[1]
-            if weight.name in done:
-                continue
-            done.add(weight.name)
-            bits = min(target.weight_bits, self.scheme.edge_bits if name in edges else self.scheme.weight_bits)
-            insert_grid(module, weight, weight.name, weight_grid(tensor(module, weight).detach(), axis, bits, self.scheme))
+            if weight.name not in done:
+                done.add(weight.name)
+                bits = min(target.weight_bits, self.scheme.edge_bits if name in edges else self.scheme.weight_bits)
+                insert_grid(module, weight, weight.name, weight_grid(tensor(module, weight).detach(), axis, bits, self.scheme))
 
     def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}
+        edges = {nodes[name].args[0].name for name in self._edges(placement)}
+        outputs = {n.name for n in self._outputs()} if self.scheme.outputs else set()
         for name, shared in placement.values.items():
-            insert_grid(module, nodes[name], shared, self._value_grid(shared, target))
+            bits = max(self.scheme.value_bits, self.scheme.edge_bits if name in edges else 0)
+            kind = self.scheme.outputs if name in outputs else None
+            insert_grid(module, nodes[name], shared, self._value_grid(shared, target, bits, kind))
 
-    def _value_grid(self, name: str, target: Target) -> Grid:
+    @staticmethod
+    def _edges(placement: Placement) -> set[str]:
+        """The first and the last layer."""
+        names = list(placement.weights)
+        return {names[0], names[-1]} if names else set()
+
+    def _value_grid(self, name: str, target: Target, bits: int, kind: str | None = None) -> Grid:
         seen = self.seen.values[name]
-        low, high = (v.reshape(()) for v in seen.limits())
+        chosen = kind or self.scheme.values or (target.signed_values if float(seen.low) < 0 else "affine")
+        low, high = (v.reshape(()) for v in seen.aimed(bits=bits, signed=chosen == "symmetric").limits())
         most = _bound(next(n for n in self.reference.graph.nodes if n.name == name))
-        kind = self.scheme.values or (target.signed_values if low < 0 else "affine")
-        return GRIDS[kind](low, high.clamp(max=most), seen.mean().reshape(()), self.scheme.value_bits)
+        return GRIDS[chosen](low, high.clamp(max=most), seen.mean().reshape(()), bits)
 
 
 def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:
     """The grid of a weight; ``axis`` is the dim of its output channels."""
     parts = counts(weight.shape, axis, scheme.block)
     rows = blocked(weight, parts)
-    observer = entry(OBSERVERS, scheme.weight_observer, "observer")()
+    observer = entry(OBSERVERS, scheme.weight_observer, "observer")(bits=bits, signed=scheme.weights == "symmetric")
     observer.update(rows)
     low, high = observer.limits()
     return GRIDS[scheme.weights](low.view(parts), high.view(parts), rows.mean(1).view(parts), bits)

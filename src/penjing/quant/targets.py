@@ -66,6 +66,7 @@ class Target:
         ends_convolution: Whether the output of every int8 convolution needs a grid.
         shared_concat: Whether concatenated values must have one grid.
         depthwise: Whether convolutions of one input channel a group run in int8.
+        pooled: Whether layers that read maps of one position, as in squeeze-excite, run in int8; a head does always.
         weight_bits: The most bits of a weight that cannot overflow.
         lanes: Channels that its int8 kernels take at a time; other widths are padded and cost as much.
         needs: What the CPU must have for the file to be exact and fast.
@@ -80,6 +81,7 @@ class Target:
     ends_convolution: bool
     shared_concat: bool
     depthwise: bool = True
+    pooled: bool = True
     weight_bits: int = 8
     lanes: int = 16
     needs: str
@@ -110,9 +112,10 @@ ONNXRUNTIME = Target(
 OPENVINO = Target(
     name="openvino",
     runtime="openvino",
+    # What lies between layers runs in the float that a convolution gives; grids there are extra work: 20 % on MobileNetV3.
+    integer=frozenset(),
     signed_values="symmetric",  # a zero point other than 0 costs its convolutions a correction: 10 % on MobileNetV2
-    integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default},
-    ends_convolution=True,
+    ends_convolution=False,
     shared_concat=True,
     needs=VNNI,
 )
@@ -125,10 +128,17 @@ TARGETS = {
 
 def variants(target: Target) -> dict[str, Target]:
     """Other placements that are right as well; which is fastest depends on the network and the machine."""
-    without = {"additions": ADDS, "concatenations": {aten.cat.default}, "products": {aten.mul.Tensor}, "pools": POOLS}
-    found = {f"{name} in float": replace(target, integer=target.integer - ops) for name, ops in without.items()}
+    between = {"additions": ADDS, "concatenations": {aten.cat.default}, "products": {aten.mul.Tensor}, "pools": POOLS}
+    found = {}
+    for name, operations in between.items():
+        if target.integer & operations:
+            found[f"{name} in float"] = replace(target, integer=target.integer - operations)
+        else:
+            found[f"{name} in integers"] = replace(target, integer=target.integer | operations)
     found["depthwise convolutions in float"] = replace(target, depthwise=False)
-    return {name: other for name, other in found.items() if other != target}
+    found["convolutions of one position in float"] = replace(target, pooled=False)
+    found["both of these in float"] = replace(target, depthwise=False, pooled=False)
+    return found
 
 
 def target_named(name: str) -> Target:

@@ -118,8 +118,10 @@ class _Search:
 
     def mix(self) -> Mix:
         try:
-            whole = export(self.model, self.example, self._part("float"), target=self.target.name)
-            plain = [self._tried("fp32", whole, "f32"), self._tried("the runtime's float", whole, None)]
+            whole = export(self.model, self.example, self._part("whole"), target=self.target.name)
+            folded = export(self.quantizer.reference, self.example, self._part("float"), target=self.target.name)
+            plain = [self._tried("fp32", whole, "f32"), self._tried("the runtime's float", folded, None)]
+            self.modules[plain[1].name] = self.quantizer.reference
             if plain[0].score < self.least:
                 raise BudgetError(f"the network in fp32 scores {plain[0].score:.6g}, below {self.least:.6g}; ask for less")
             if self.settings.placements:

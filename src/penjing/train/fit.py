@@ -16,7 +16,9 @@ from penjing.distill import TeacherLoss
 from penjing.errors import DataError, RecipeError, TrainingError
 from penjing.files import read_tensors, write_tensors
 from penjing.progress import Progress, silent
+from penjing.quant.learned import rounded_weights, trained_steps
 from penjing.task import Task, as_tuple
+from penjing.train.freeze import FreezeRun, Freezing
 from penjing.train.mixing import mixed
 from penjing.train.sparse import SparseRun, Sparsity, describe
 
@@ -35,6 +37,8 @@ class Training:
     clip: float = 5.0  # largest norm of the whole gradient
     mixup: float = 0.0  # the most of another sample that is mixed into each
     hold_zeros: bool = True  # weights that are exactly zero, where not all of their tensor are, stay zero: they are a mask
+    scale_lr: float = 1.0  # share of ``lr`` for the steps, offsets and bounds that ``learn_steps`` made
+    freezing: Freezing | None = None  # of weights that swing between two integers; for quantized networks
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +49,7 @@ class Training:
             ("warmup", 0, 1),
             ("clip", 0, 1e9),
             ("mixup", 0, 1),
+            ("scale_lr", 0, 100),
         ):
             if not low <= getattr(self, name) < high:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; give a number from {low} up to {high}")
@@ -85,7 +90,8 @@ def fit(
 ) -> nn.Module:
     """Train a copy of ``model`` on ``task.train`` and return it in eval mode.
 
-    Zeros in weights of two dimensions or more are kept (see ``Training.hold_zeros``): what ``sparsify`` cut stays cut.
+    Zeros in weights of two dimensions or more are kept (see ``Training.hold_zeros``): what ``sparsify`` cut stays cut. Not so
+    those of a weight that was rounded, all of whose values lie on its grid.
 
     Args:
         teacher: The network to learn from; needed by ``loss``.
@@ -139,6 +145,7 @@ def _one_epoch(
     for i, (inputs, target) in enumerate(task.train):
         lr = run.settings.lr * warmup_cosine(epoch * steps + i, epochs * steps, run.settings.warmup)
         run.sparse.at(epoch * steps + i, epochs * steps)
+        run.freeze.at(epoch * steps + i, epochs * steps)
         value = run.step(as_tuple(inputs), target, task, loss, lr)
         if not math.isfinite(value):
             raise TrainingError(
@@ -195,11 +202,14 @@ class _Run:
         self.settings = settings
         self.fabric = _fabric(settings.precision if settings.precision != "auto" else native_precision())
         self.model = _channels_last(copy.deepcopy(model).train())
+        scales = {id(p) for p in trained_steps(self.model)}
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        others = [p for p in trained if id(p) not in scales]
         self.optimizer = torch.optim.SGD(
             [
-                {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+                {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay, "share": 1.0},
+                {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
+                {"params": [p for p in trained if id(p) in scales], "weight_decay": 0.0, "share": settings.scale_lr},
             ],
             lr=settings.lr,
             momentum=settings.momentum,
@@ -207,6 +217,9 @@ class _Run:
         )
         self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
         self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
+        for name in rounded_weights(self.model):
+            self.sparse.masks.pop(name, None)
+        self.freeze = FreezeRun(self.model, self.optimizer, settings.freezing)
         self.teacher = None
         if teacher is not None:
             frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
@@ -217,7 +230,7 @@ class _Run:
         if self.settings.mixup:
             inputs, target = mixed(inputs, target, self.settings.mixup)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         output = self.student(*inputs)
         if self.teacher is None or loss is None:
             value = task.loss(output, target)
@@ -227,11 +240,13 @@ class _Run:
             value = loss(output, taught, target)
         self.fabric.backward(value)
         self.sparse.before_step()
+        self.freeze.before_step()
         if self.settings.clip:
             self.fabric.clip_gradients(self.student, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
         if math.isfinite(item := float(value.detach())):
             self.optimizer.step()
             self.sparse.after_step()
+            self.freeze.after_step()
         self.optimizer.zero_grad()
         return item
 
@@ -243,7 +258,8 @@ class _Run:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for i, p in enumerate(self._ordered()):
             tensors[f"momentum.{i}"] = self.optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
-        tensors |= {f"sparse.{name}": t for name, t in self.sparse.state().items()}
+        for kind, kept in (("sparse", self.sparse), ("freeze", self.freeze)):
+            tensors |= {f"{kind}.{name}": t for name, t in kept.state().items()}
         about = self._about(epochs) | {"history": [asdict(e) for e in history]}
         write_tensors(path, tensors, about)
 
@@ -259,7 +275,8 @@ class _Run:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for i, p in enumerate(self._ordered()):
             self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p.device)
-        self.sparse.load({k.removeprefix("sparse."): v for k, v in tensors.items() if k.startswith("sparse.")})
+        for kind, kept in (("sparse", self.sparse), ("freeze", self.freeze)):
+            kept.load({k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")})
         return [Epoch(**e) for e in about["history"]]
 
     def _about(self, epochs: int) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""The command line: parse, call, print."""
+
+import sys
+
+import torch
+
+# Each file adds its commands to the application when it is imported, in the order in which --help lists them.
+from penjing.cli.app import app, errors
+from penjing.cli.compress import demo_settings as demo_settings
+from penjing.cli.compress import demo_task as demo_task
+from penjing.cli.files import export_command as export_command
+from penjing.cli.prune import inspect_command as inspect_command
+from penjing.errors import PenjingError
+from penjing.measure import cores
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one clear line and exit code 2."""
+    torch.set_num_threads(cores())
+    try:
+        app()
+    except PenjingError as e:
+        errors.print(f"penjing: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("penjing: stopped; the same command goes on from here", markup=False)
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""What all commands share: the application, options, and ways to print."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from torch import Tensor, nn
+
+from penjing.errors import RecipeError
+from penjing.progress import Advance
+from penjing.prune.store import load, plan_of
+from penjing.recipe import load_model
+from penjing.task import Task, as_tuple, check_task
+
+SAMPLES = 512  # of the training data, for criteria and refits that look at data
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+console, errors = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Option(help="The network's factory, as package.module:function.")]
+Weights = Annotated[Path | None, typer.Option(help="Its weights, as safetensors; or what `penjing prune` wrote.")]
+Data = Annotated[str, typer.Option(help="A function that returns a penjing.Task, as package.module:function.")]
+Target = Annotated[str, typer.Option(help="The runtime it is for: onnxruntime or openvino.")]
+MaybeData = Annotated[
+    str | None, typer.Option("--data", help="A function that returns a penjing.Task: package.module:function.")
+]
+Shape = Annotated[
+    list[str] | None, typer.Option(help="The shape of one input without the batch: 3,224,224. Again for each further input.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of parameter names to leave whole: 'head.*'.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback()
+def penjing() -> None:
+    """Prune, distil and quantize a trained CNN under one budget; get back a proven file that runs fast."""
+
+
+@contextmanager
+def bars(label: str, total: int) -> Iterator[Advance]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bars(
+        *columns, TextColumn("{task.fields[note]}"), console=errors, transient=True, disable=not errors.is_terminal
+    ) as bars:
+        task = bars.add_task(label, total=total, note="")
+        yield lambda note: bars.update(task, advance=1, note=note)
+
+
+def network(model: str, weights: Path | None) -> nn.Module:
+    """The factory's network with its weights; cut as it was, where the file is of a pruned one."""
+    if weights is None or plan_of(weights) is None:
+        return load_model(model, weights)
+    return load(weights, lambda: load_model(model))
+
+
+def example_of(net: nn.Module, shapes: Sequence[str] | None, task: Task | None) -> tuple[Tensor, ...]:
+    """One sample as the network takes it: of the shapes given, or the task's first."""
+    if shapes:
+        return tuple(torch.randn(1, *_sizes(text)) for text in shapes)
+    if task is None:
+        raise RecipeError("what the network takes is not known; give --shape, e.g. --shape 3,224,224, or --data my_net:task")
+    return tuple(x[:1] for x in check_task(task, net))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(n) for n in text.split(","))
+    except ValueError as e:
+        raise RecipeError(
+            f"--shape {text!r} is not understood; give one input's sizes without the batch, e.g. 3,224,224"
+        ) from e
+    if min(sizes) < 1:
+        raise RecipeError(f"--shape {text!r} has a size below 1; give one input's sizes without the batch, e.g. 3,224,224")
+    return sizes
+
+
+def images_of(task: Task | None) -> list[Any] | None:
+    """Training batches of some hundred samples."""
+    if task is None:
+        return None
+    found, samples = [], 0
+    for batch in task.train:
+        found.append(batch)
+        samples += len(as_tuple(batch[0])[0])
+        if samples >= SAMPLES:
+            break
+    return found
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def table_of(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
+    for row in rows:
+        table.add_row(*(str(v) for v in row.values()))
+    return table

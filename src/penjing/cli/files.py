@@ -1,0 +1,68 @@
+"""Files that runtimes load: `penjing export` and `penjing measure`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penjing.cli.app import Data, Json, Model, Target, Weights, app, bars, console, network, print_json, table_of
+from penjing.errors import RecipeError
+from penjing.export import RUNTIMES, Artifact, export, left_in_float
+from penjing.files import digest
+from penjing.measure import compare, cores
+from penjing.quant import quantize
+from penjing.recipe import load_task
+from penjing.task import as_tuple, check_task, first_batch
+
+
+@app.command("measure")
+def measure_command(
+    file: Annotated[Path, typer.Argument(help="An ONNX file with one input batch dimension.")],
+    data: Data,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to time; give it again for more.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an ONNX file's accuracy and latency in both runtimes.
+
+    Example: `penjing measure runs/mine/net.onnx --data my_net:task --batch 1 --batch 32`
+    """
+    if not file.is_file():
+        raise RecipeError(f"{file} is not there; give an ONNX file")
+    task = load_task(data)
+    example = as_tuple(first_batch(task.search, "search")[0])
+    rows = []
+    artifact = Artifact(file, "onnxruntime", tuple(tuple(x[:1].shape) for x in example), True, digest(file))
+    runs = {name: artifact.on(name).load(cores()) for name in RUNTIMES}
+    for name, run in runs.items():
+        score = task.metric(run, task.confirm)
+        rows.append({"runtime": name, "what": "score", "value": f"{score.value:.4f}", "samples": score.samples})
+    for size in batch or [1, 32]:
+        inputs = tuple(x[:1].repeat(size, *[1] * (x.ndim - 1)) for x in example)
+        for name, m in compare(runs, *inputs, progress=bars).items():
+            rows.append({"runtime": name, "what": f"latency, batch {size}", "value": f"{m.value:.3f} ms", "samples": m.samples})
+    for name in RUNTIMES:
+        floats = left_in_float(artifact.on(name).kernels())
+        rows.append({"runtime": name, "what": "weighted layers not in int8", "value": str(len(floats)), "samples": 1})
+    print_json(rows) if as_json else console.print(table_of(str(file), rows))
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    weights: Weights = None,
+    int8: Annotated[bool, typer.Option(help="Quantize first, with ranges read from the training images.")] = False,
+    target: Target = "onnxruntime",
+) -> None:
+    """Write a network as ONNX, as it is or in int8, without pruning or training.
+
+    Example: `penjing export --model my_net:build --weights w.safetensors --data my_net:task --int8 --out net.onnx`
+    """
+    net, task = network(model, weights), load_task(data)
+    example = tuple(x[:1] for x in check_task(task, net))
+    if int8:
+        batches = [x for _, (x, _) in zip(range(8), task.train, strict=False)]
+        net = quantize(net, example, batches, target=target)
+    artifact = export(net, example, out, target=target)
+    console.print(f"{artifact.path}: {artifact.path.stat().st_size:,} bytes, for {target}")

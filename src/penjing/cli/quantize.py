@@ -1,0 +1,120 @@
+"""Integers: `penjing quantize`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from penjing.cli.app import Data, Exclude, Json, Target, Weights, app, bars, console, images_of, network, print_json, table_of
+from penjing.errors import RecipeError
+from penjing.export import RUNTIMES, left_in_float
+from penjing.graph.from_onnx import load_onnx
+from penjing.measure import cores
+from penjing.quant import GRIDS, OBSERVERS, ROUNDINGS, Quantizer, Scheme, target_named
+from penjing.recipe import load_task
+from penjing.result import points
+from penjing.search import Mix, MixSettings, fastest_mix
+from penjing.task import Task, as_tuple, check_task
+
+
+@app.command("quantize")
+def quantize_command(  # noqa: PLR0913 - one parameter an option
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    file: Annotated[Path | None, typer.Argument(help="A network as ONNX, in float; or give --model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Instead: the network's factory, as package.module:function.")] = None,
+    weights: Weights = None,
+    target: Target = "onnxruntime",
+    max_drop: Annotated[float, typer.Option(help="Points of the metric that may be lost; 0.5 is half a percent.")] = 0.5,
+    weight_bits: Annotated[int, typer.Option(help="Of weights, 2 to 8; fewer make a smaller file, not a faster one.")] = 8,
+    value_bits: Annotated[int, typer.Option(help="Of what layers read and give, 2 to 8.")] = 8,
+    rounding: Annotated[str, typer.Option(help=f"Of weights: {', '.join(ROUNDINGS)}.")] = "nearest",
+    observer: Annotated[str, typer.Option(help=f"Of ranges: {', '.join(OBSERVERS)}.")] = "mse",
+    grid: Annotated[str | None, typer.Option(help=f"Of values, if not the target's own: {', '.join(GRIDS)}.")] = None,
+    equalize: Annotated[bool, typer.Option("--equalize", help="Even out channel ranges between layers first.")] = False,
+    exclude: Exclude = None,
+    batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Give a network integers, placed for a runtime, without training; layers that suffer too much stay in float.
+
+    The fastest file that loses no more than --max-drop on the search split is written, and scored on the confirm split.
+
+    Example: `penjing quantize model.onnx --data my_net:task --target openvino --out int8.onnx`
+    """
+    net, task = _given(file, model, weights), load_task(data)
+    example = tuple(x[:1] for x in check_task(task, net))
+    scheme = Scheme(
+        weight_bits=weight_bits, value_bits=value_bits, rounding=rounding, observer=observer, values=grid, equalize=equalize,
+        exclude=tuple(exclude or ()),
+    )  # fmt: skip
+    images = [x for x, _ in images_of(task) or ()]
+    quantizer = Quantizer(net, example, images, target=target_named(target), scheme=scheme, progress=bars)
+    settings = MixSettings(threads=cores(), batch=batch)
+    before = task.metric(_in_eval(net), task.search).value
+    mix = fastest_mix(
+        quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
+        least=before - max_drop / 100, settings=settings, progress=bars,
+    )  # fmt: skip
+    told = _told(net, mix, task)
+    print_json(told) if as_json else _tell(told, mix)
+
+
+def _given(file: Path | None, model: str | None, weights: Path | None) -> nn.Module:
+    if (file is None) == (model is None):
+        raise RecipeError("give either an ONNX file or --model package.module:function")
+    if file is not None and weights is not None:
+        raise RecipeError("--weights is for --model; an ONNX file has its own")
+    if file is not None:
+        return load_onnx(file)
+    assert model is not None
+    return network(model, weights)
+
+
+def _in_eval(net: nn.Module) -> nn.Module:
+    return net.eval()
+
+
+def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
+    """What came out, as JSON values."""
+    chosen, artifact = mix.chosen, mix.chosen.artifact
+    before = task.metric(net, task.confirm)
+    after = task.metric(artifact.load(cores(), chosen.precision), task.confirm)
+    kernels = artifact.kernels()
+    batch = [as_tuple(x) for x, _ in task.confirm][0]
+    agreement = {name: artifact.on(name).agreement(mix.module, batch) for name in RUNTIMES}
+    return {
+        "file": str(artifact.path),
+        "bytes": artifact.path.stat().st_size,
+        "chosen": chosen.name,
+        "precision": chosen.precision or "the runtime's default",
+        "score": {"before": before.value, "after": after.value, "samples": after.samples},
+        "tried": [
+            {
+                "candidate": t.name,
+                "search score": round(t.score, 5),
+                "latency, ms": round(t.latency.value, 4) if t.latency else None,
+            }
+            for t in mix.tried
+        ],
+        "layers": sum(k.weighted for k in kernels),
+        "in_float": [{"layer": k.layer, "runs in": k.precision, "reason": k.reason} for k in left_in_float(kernels)],
+        "sensitivity_db": {name: round(db, 2) for name, db in mix.sensitivity.items()},
+        "argmax_agreement": {name: a.argmax for name, a in agreement.items()},
+    }
+
+
+def _tell(told: dict[str, Any], mix: Mix) -> None:
+    """Print it for people."""
+    console.print(table_of("What was tried, on the search split", told["tried"]))
+    if told["in_float"]:
+        console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", told["in_float"]))
+    score = told["score"]
+    drop = points(score["before"] - score["after"])
+    console.print(
+        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({drop} points lost) on {score['samples']} confirm "
+        f"samples; load it with {told['precision']} precision",
+        highlight=False,
+    )
+    console.print(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)", highlight=False, soft_wrap=True)

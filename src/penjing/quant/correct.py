@@ -1,0 +1,125 @@
+"""Keep the mean of every channel: what rounding shifts it by goes into the bias (Nagel et al. 2019, arXiv:1906.04721, 4.2).
+
+Two forms: by the means of the inputs, which costs nothing but holds only for the rounding of the layer's own weight; and
+by looking at both networks, which is exact for all that went before as well.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from penjing.quant.editable import free_name, new_parameter
+from penjing.quant.insert import Layer, layers
+from penjing.quant.lockstep import Lockstep, channel_dim, own, parameter, unquantized
+from penjing.quant.targets import TRANSPOSED
+from penjing.score.flow import Batch
+from penjing.score.products import arguments
+
+aten = torch.ops.aten
+
+
+def correct_bias(reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
+    """Make the mean of each channel of each layer's output what it is in the float network, over samples and positions.
+
+    Layer after layer, each on what the corrected layers before it give, so that one pass does it. Layers without a bias get
+    one. Left alone are layers that share their bias.
+
+    Args:
+        reference: The float network, norms folded.
+        module: Its copy with fake-quantize nodes, changed in place.
+        batches: Inputs; a few hundred samples.
+
+    Raises:
+        DataError: There is none, or the network does not take it.
+    """
+    _add_biases(module, list(layers(module)))
+    both = Lockstep(reference, module, batches)
+    for node, layer in both.walk():
+        if layer is None or node not in both.twin or not own(module, str(layer.bias)):
+            continue
+        dim = channel_dim(node, parameter(module, layer.weight))
+        wanted, found = (_mean(flow, dim) for flow in (both.reference[both.twin[node]], both.module[node]))
+        _shift(module, layer, wanted - found)
+        both.again(node)
+
+
+def correct_bias_from_means(module: fx.GraphModule, means: Mapping[str, Tensor]) -> None:
+    """Take ``(V - W) E[x]`` from the bias of each layer whose weight ``W`` becomes ``V`` on its grid.
+
+    Exact in the mean where the layer's windows see all positions alike, which padding at the borders breaks a little. Weights
+    that lie on their grid already shift nothing. Layers without a bias get one. Left alone are layers that share their bias
+    or read no known mean, and linear layers on more than ``(samples, features)``.
+
+    Args:
+        module: A quantized network, changed in place.
+        means: ``{node name: (channels,)}``: of each channel (dim 1) of the values that layers read, by the nodes that give
+            them before they are quantized; see ``calibrate``.
+    """
+    known = [layer for layer in layers(module) if _source(layer).name in means and _is_plain(module, layer)]
+    _add_biases(module, known)
+    for layer in layers(module):
+        if layer.node.name in {k.node.name for k in known} and own(module, str(layer.bias)):
+            weight = parameter(module, layer.weight).detach()
+            error = layer.grid.nearest(weight).double() - weight.double()
+            _shift(module, layer, -_through(layer, error, means[_source(layer).name].double()))
+
+
+def _source(layer: Layer) -> fx.Node:
+    read = layer.node.args[0]
+    assert isinstance(read, fx.Node)
+    return unquantized(read)
+
+
+def _is_plain(module: fx.GraphModule, layer: Layer) -> bool:
+    """Whether dim 1 of what the layer reads holds its channels, and dim 0 samples."""
+    return bool(_source(layer).meta["val"].ndim == parameter(module, layer.weight).ndim)
+
+
+def _through(layer: Layer, weight: Tensor, mean: Tensor) -> Tensor:
+    """The mean output of a layer with that weight and no bias: ``(outputs,)``."""
+    if layer.node.target is aten.linear.default:
+        return weight @ mean
+    given = arguments(layer.node)
+    groups: int = given["groups"]
+    taps = weight.flatten(2).sum(2)
+    if layer.node.target not in TRANSPOSED:
+        return _grouped(taps.view(groups, -1, taps.shape[1]), mean)
+    # Each input is spread over as many outputs as the stride makes of it.
+    rank = weight.ndim - 2
+    stride = given["stride"]
+    spread: int = math.prod(stride) ** (rank // len(stride))
+    return _grouped(taps.view(groups, -1, taps.shape[1]).mT, mean) / spread
+
+
+def _grouped(weight: Tensor, mean: Tensor) -> Tensor:
+    """``weight (groups, outputs, inputs)`` times what each group reads."""
+    return (weight @ mean.view(len(weight), -1, 1)).flatten()
+
+
+def _mean(values: Sequence[Tensor], dim: int) -> Tensor:
+    """Over all but one dim of all batches."""
+    rows = [v.double().movedim(dim, 0).flatten(1) for v in values]
+    return torch.stack([r.sum(1) for r in rows]).sum(0) / sum(r.shape[1] for r in rows)
+
+
+@torch.no_grad()
+def _shift(module: fx.GraphModule, layer: Layer, by: Tensor) -> None:
+    bias = parameter(module, str(layer.bias))
+    bias.copy_(bias.double() + by.to(bias.device))
+
+
+def _add_biases(module: fx.GraphModule, chosen: Sequence[Layer]) -> None:
+    """Give the layers without a bias one of zeros."""
+    missing = [layer for layer in chosen if layer.bias is None]
+    for layer in missing:
+        weight = parameter(module, layer.weight)
+        outputs = weight.shape[layer.axis] * (arguments(layer.node).get("groups", 1) if layer.axis else 1)
+        owner = layer.weight.rpartition(".")[0]
+        name = free_name(module, f"{owner}.bias" if owner else f"{layer.weight}_bias")
+        added = new_parameter(module, layer.node, name, weight.detach().new_zeros(outputs))
+        layer.node.args = (*layer.node.args[:2], added, *layer.node.args[3:])
+    if missing:
+        module.graph.lint()
+        module.recompile()

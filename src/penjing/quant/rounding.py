@@ -1,0 +1,179 @@
+"""Round the weights of a quantized network by what its layers' outputs lose, from unlabeled data; the grids stay.
+
+Layer after layer, on the inputs that the quantized network gives by then: the target is what the float network's layer gives
+(or, where that is added to a value known by then, what makes the sum right), so that each layer also makes up for the errors
+before it. Biases take up the mean. Weights that are used twice, or read an input without a batch, are left to the nearest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from penjing.graph import Graph
+from penjing.progress import Progress, silent
+from penjing.quant.codes import Problem, best_of, flipped, gptq_codes, relaxed_codes
+from penjing.quant.grids import Grid, spread
+from penjing.quant.insert import Layer
+from penjing.quant.lockstep import Lockstep, added, count_samples, own, parameter
+from penjing.quant.reconstruct import Reconstruction
+from penjing.score.flow import Batch
+from penjing.score.gram import Moments, least_squares, places, ridge_diagonal
+from penjing.score.products import Product, products
+
+Rounding = Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch], Progress], None]
+Quantizer = Callable[[Problem], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRound:
+    """Settings of ``adaround``."""
+
+    steps: int = 300
+    lr: float = 0.1
+    push: float = 1.0  # towards 0 and 1, where 1 is the error of a weight that is rounded to the nearest
+    largest: int = 1500  # columns of a layer that is learned; a step's cost grows with their square
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """The best of what is learned, GPTQ and the nearest, each moved on until no single move helps."""
+        start = gptq_codes(problem)
+        found = [start, problem.encode(problem.target)]
+        if problem.target.shape[2] <= self.largest:
+            found.append(relaxed_codes(problem, start, steps=self.steps, lr=self.lr, push=self.push))
+        return best_of(problem, [flipped(problem, codes) for codes in found])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerByLayer:
+    """A rounding: changes the quantized network's weights, in place, to values on their grids; and its biases.
+
+    Attributes:
+        quantizer: How one layer's integers are found.
+        ridge: How strongly a layer is held to its float weights, as a share of its inputs' mean square.
+        seed: Of which places of the layers' inputs are looked at, where there are more than needed.
+    """
+
+    quantizer: Quantizer
+    ridge: float = 0.01
+    seed: int = 0
+
+    def __call__(
+        self, reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch], progress: Progress = silent
+    ) -> None:
+        """Round all layers.
+
+        Args:
+            reference: The float network, norms folded.
+            module: Its copy with fake-quantize nodes, whose weights are still those of ``reference``.
+            batches: Inputs; a few hundred samples.
+
+        Raises:
+            DataError: There is none, or a layer reads or gives values that are not finite.
+        """
+        both = Lockstep(reference, module, batches)
+        graph = Graph(reference, batches[0], dynamic=True)
+        known = {p.node: p for p in products(graph).values()}
+        chosen = {n for n, twin in both.twin.items() if twin in known}
+        generator = torch.Generator().manual_seed(self.seed)
+        with progress("rounding", len(chosen)) as advance:
+            for node, layer in both.walk():
+                if layer is None or node not in chosen:
+                    continue
+                product = known[both.twin[node]]
+                product = product if product.bias is None or own(module, product.bias) else replace(product, bias=None)
+                self._round(module, layer, product, _moments(both, layer, product, generator))
+                both.again(node)
+                advance(layer.weight)
+
+    def _round(self, module: fx.GraphModule, layer: Layer, product: Product, moments: Moments) -> None:
+        weight = parameter(module, layer.weight)
+        bias = None if product.bias is None else parameter(module, product.bias)
+        problem = problem_of(product, layer.grid, weight, bias, moments, self.ridge)
+        codes = self.quantizer(problem)
+        with torch.no_grad():
+            weight.copy_(layer.grid.decode(product.unmatrix(codes, weight.shape).to(layer.grid.zero_point)))
+            if bias is not None:
+                bias.copy_(_bias(moments, product.matrix(weight.detach().double())).flatten())
+
+
+def nearest(reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch], progress: Progress = silent) -> None:
+    """What the fake-quantize operations do by themselves: nothing is changed.
+
+    Raises:
+        DataError: There is no batch.
+    """
+    del reference, module, progress
+    count_samples(batches)
+
+
+def problem_of(product: Product, grid: Grid, weight: Tensor, bias: Tensor | None, moments: Moments, ridge: float) -> Problem:
+    """The layer's error ``|y - V x - b|^2 / n + ridge m |V - W|^2``, up to a constant; ``m`` is the mean square of ``x``.
+
+    With a bias, whatever ``V`` is chosen, ``b`` is the one that suits it best, so only what varies of ``x`` counts.
+    """
+    old = product.matrix(weight.detach().double().cpu())
+    second = moments.xx / moments.count
+    held = second + torch.diag_embed(ridge_diagonal(second, product.columns, ridge))
+    d = product.columns
+    if bias is None:
+        target = least_squares(moments, old, ridge, columns=d)
+        held = held[:, :d, :d]
+    else:
+        whole = torch.cat([old, bias.detach().double().cpu().view(*old.shape[:2], 1)], 2)
+        target = least_squares(moments, whole, ridge, columns=d)[:, :, :d]
+        held = held[:, :d, :d] - second[:, :d, d:] @ second[:, d:, :d]
+    scale, zero = (
+        product.matrix(spread(t, weight.shape).expand(weight.shape)).double().cpu() for t in (grid.scale, grid.zero_point)
+    )
+    return Problem(target.contiguous(), held, scale, zero, grid.low, grid.high)
+
+
+def _moments(both: Lockstep, layer: Layer, product: Product, generator: torch.Generator) -> Moments:
+    """Of what the quantized layer reads, with what the float one gives; the rows that are drawn."""
+    moments = Moments()
+    read = layer.node.args[0]
+    assert isinstance(read, fx.Node)
+    for x, y in zip(both.module[read], _targets(both, layer.node), strict=True):
+        for at in places(product, y, both.samples, generator):
+            moments.add(product.rows(x, at), product.outputs(y, at))
+    moments.check(product.weight)
+    return moments
+
+
+def _targets(both: Lockstep, node: fx.Node) -> list[Tensor]:
+    """What the layer should give, batch by batch."""
+    twin = both.twin[node]
+    wanted: list[Tensor] = both.reference[twin]
+    other = added(twin)
+    if other is None or other not in both.reference:
+        return wanted
+    quantized = _addend(both, twin, other)
+    if quantized is None:
+        return wanted
+    pairs = list(zip(wanted, both.reference[other], both.module[quantized], strict=True))
+    if any(y.shape != a.shape for y, a, _ in pairs):  # something is broadcast
+        return wanted
+    return [y + a - b for y, a, b in pairs]
+
+
+def _addend(both: Lockstep, twin: fx.Node, other: fx.Node) -> fx.Node | None:
+    """What the quantized network adds in the place of ``other``, if it is known by then."""
+    add = next(iter(twin.users))
+    (mine,) = [n for n, t in both.twin.items() if t is add]
+    found = mine.args[add.args.index(other)]
+    return found if isinstance(found, fx.Node) and found in both.module else None
+
+
+def _bias(moments: Moments, matrix: Tensor) -> Tensor:
+    """What makes the mean output right."""
+    d = matrix.shape[2]
+    mean = moments.xx[:, :d, -1:] / moments.count
+    return (moments.yx[:, :, -1:] / moments.count - matrix.cpu() @ mean)[:, :, 0]
+
+
+gptq = LayerByLayer(quantizer=gptq_codes)
+adaround = LayerByLayer(quantizer=AdaRound())
+blocks = Reconstruction(start=gptq)
+
+ROUNDINGS: dict[str, Rounding] = {"nearest": nearest, "gptq": gptq, "adaround": adaround, "blocks": blocks}
