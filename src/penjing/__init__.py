@@ -4,6 +4,7 @@ from penjing import data as data
 from penjing import distill as distill
 from penjing import errors as errors
 from penjing import measure as measure
+from penjing import quant as quant
 from penjing import score as score
 from penjing import zoo as zoo
 from penjing.errors import PenjingError as PenjingError
@@ -24,11 +25,17 @@ from penjing.prune import repair as repair
 from penjing.prune import save as save
 from penjing.prune import sparsify as sparsify
 from penjing.prune import sparsify_textbook as sparsify_textbook
+from penjing.quant import Quantizer as Quantizer
+from penjing.quant import Scheme as Scheme
+from penjing.quant import learn_steps as learn_steps
 from penjing.quant import quantize as quantize
 from penjing.result import Result as Result
 from penjing.run import Settings as Settings
 from penjing.run import compress as compress
 from penjing.search import Budget as Budget
+from penjing.search import Mix as Mix
+from penjing.search import MixSettings as MixSettings
+from penjing.search import fastest_mix as fastest_mix
 from penjing.task import Score as Score
 from penjing.task import Task as Task
 from penjing.train import ACDC as ACDC
@@ -48,10 +55,14 @@ __all__ = [
     "GradualMagnitude",
     "GradualMovement",
     "Measurement",
+    "Mix",
+    "MixSettings",
     "PenjingError",
+    "Quantizer",
     "Result",
     "RewrittenWarning",
     "RigL",
+    "Scheme",
     "Score",
     "Selection",
     "Settings",
@@ -63,8 +74,10 @@ __all__ = [
     "distill",
     "errors",
     "export",
+    "fastest_mix",
     "fit",
     "inspect",
+    "learn_steps",
     "load",
     "measure",
     "plan_blocks",
@@ -72,6 +85,7 @@ __all__ = [
     "prune",
     "prune_channels",
     "prune_iteratively",
+    "quant",
     "quantize",
     "repair",
     "save",

@@ -15,7 +15,7 @@ from penjing.quant import GRIDS, OBSERVERS, ROUNDINGS, Quantizer, Scheme, target
 from penjing.recipe import load_task
 from penjing.result import points
 from penjing.search import Mix, MixSettings, fastest_mix
-from penjing.task import Task, as_tuple, check_task
+from penjing.task import Task, as_tuple, check_task, first_batch
 
 
 @app.command("quantize")
@@ -82,7 +82,7 @@ def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
     before = task.metric(net, task.confirm)
     after = task.metric(artifact.load(cores(), chosen.precision), task.confirm)
     kernels = artifact.kernels()
-    batch = [as_tuple(x) for x, _ in task.confirm][0]
+    batch = as_tuple(first_batch(task.confirm, "confirm")[0])
     agreement = {name: artifact.on(name).agreement(mix.module, batch) for name in RUNTIMES}
     return {
         "file": str(artifact.path),

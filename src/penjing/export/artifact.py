@@ -69,8 +69,8 @@ class Artifact:
     Attributes:
         inputs: The shape of each input it was made with; the batch is free when ``dynamic``.
         digest: SHA-256 of the file.
-        reasons: ``{layer: why it was left in float}``, of the convolutions and linear layers that were, when a quantized network
-            was written.
+        reasons: ``{layer: why it was left in float}``, of the convolutions and linear layers that were, when a quantized
+            network was written.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Bring a quantized graph into the integers that ONNX has: grids of fewer than 8 bits become 8-bit ones that hold the same values."""
+"""Bring a quantized graph into the integers that ONNX has: grids of fewer than 8 bits become 8-bit ones of the same values."""
 
 import operator
 

@@ -17,6 +17,7 @@ from penjing.export.artifact import Artifact
 from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.norms import norms_over_channels
+from penjing.export.pools import means_to_pools
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
@@ -48,6 +49,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
         norms_over_channels(copied)
     try:
         proto = _converted(copied, inputs, dims)
+        if runtime == "onnxruntime":
+            means_to_pools(proto)
         _store_integers(proto)
         _integer_biases(proto)
         reasons = name_layers(proto, module)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from penjing.quant.editable import argument, attribute, editable, free_name, new_parameter
-from penjing.quant.editable import set_tensor as set_tensor
 
 aten = torch.ops.aten
 NORM = aten.batch_norm.default
@@ -70,7 +69,7 @@ def fold(module: fx.GraphModule) -> None:
         scaling = read_scaling(module, node)
         if scaling and _into_layer_after(module, node, scaling):
             _remove(node, scaling.source)
-    _tidy(module)
+    tidy(module)
 
 
 def norms_to_convolutions(module: fx.GraphModule) -> None:
@@ -94,7 +93,7 @@ def norms_to_convolutions(module: fx.GraphModule) -> None:
             name = free_name(module, f"{owner}.{leaf}")
             held.append(new_parameter(module, conv, name, value.expand(channels).reshape(shape).to(dtype)))
         conv.args = (scaling.source, *held, [1, 1], [0, 0], [1, 1], channels)
-    _tidy(module)
+    tidy(module)
 
 
 def read_scaling(module: fx.GraphModule, node: fx.Node) -> Scaling | None:
@@ -225,7 +224,8 @@ def _remove(node: fx.Node, instead: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def _tidy(module: fx.GraphModule) -> None:
+def tidy(module: fx.GraphModule) -> None:
+    """Drop nodes, parameters and buffers that nothing reads any more, in place."""
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}

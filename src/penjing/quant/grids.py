@@ -104,7 +104,7 @@ Maker = Callable[[Tensor, Tensor, Tensor, int], Grid]  # (least, greatest, mean,
 
 
 def symmetric(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Grid:
-    """Signed, zero point 0: the largest magnitude becomes ``2 ** (bits - 1) - 1`` (arXiv:1806.08342). What kernels want of weights."""
+    """Signed, zero point 0: the largest magnitude becomes ``2 ** (bits - 1) - 1`` (arXiv:1806.08342); for weights."""
     del mean
     least, greatest = levels(bits, signed=True)
     largest = torch.maximum(low.abs(), high.abs()).float()
@@ -126,9 +126,10 @@ def mean_centered(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Gri
 
     ``alpha`` is such that the value farthest from the mean becomes ``2 ** (bits - 1) - 1``. It is an affine grid whose codes
     lie around the mean instead of around the middle of the range, so its step is never smaller than ``affine``'s: as large
-    where the mean is the middle, 1.8 to 2 times (5 to 7 dB; up to one bit) on what comes out of a ReLU. On weights, whose mean is
-    near 0, it gives what ``symmetric`` gives. Its zero ``-mean / alpha`` is no integer; rounded, as here and in the file, 0 is
-    exact and padding costs nothing. OpenVINO has no int8 convolution for weights with a zero point: there they run in float.
+    where the mean is the middle, 1.8 to 2 times (5 to 7 dB; up to one bit) on what comes out of a ReLU. On weights, whose
+    mean is near 0, it gives what ``symmetric`` gives. Its zero ``-mean / alpha`` is no integer; rounded, as here and in the
+    file, 0 is exact and padding costs nothing. OpenVINO has no int8 convolution for weights with a zero point: there they run
+    in float.
     """
     _, half = levels(bits, signed=True)
     low, high = low.clamp(max=0).double(), high.clamp(min=0).double()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from penjing.quant.fold import set_tensor
+from penjing.quant.editable import set_tensor
 from penjing.quant.grids import Grid
 from penjing.quant.targets import WEIGHTED
 

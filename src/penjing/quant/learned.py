@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.errors import ModelError, entry
-from penjing.quant.fold import set_tensor
+from penjing.quant.editable import set_tensor
 from penjing.quant.grids import TINY, Grid
 from penjing.quant.insert import FIXED, SLICES, WHOLE, layers, tensor
 from penjing.quant.targets import WEIGHTED
@@ -70,7 +70,7 @@ def zero_of(offset: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     The gradient passes through the rounding, and through the limits, so that an offset beyond them can come back.
     """
     real = -offset / positive(scale)
-    return real + (real.round().clamp(low, high) - real).detach()
+    return real.detach().round().clamp(low, high) + (real - real.detach())  # the sum is exact: what is added is 0
 
 
 def pact(x: Tensor, bound: Tensor, low: int, high: int) -> Tensor:
@@ -91,8 +91,9 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, bound = ctx.saved_tensors
-        through = _inside(gradient, x.to(gradient.dtype), torch.zeros_like(bound), bound)
-        above = torch.where(x >= bound, gradient, 0)
+        value = x.to(gradient.dtype)
+        through = _inside(gradient, value, torch.zeros_like(bound), bound)
+        above = gradient - _inside(gradient, value, torch.full_like(bound, -math.inf), bound)
         return through.to(x.dtype), above.sum().to(bound.dtype), None, None
 
 
@@ -213,7 +214,7 @@ def _settled(module: fx.GraphModule, node: fx.Node) -> tuple[str, Tensor, Tensor
     zero = node.args[2]
     assert isinstance(zero, fx.Node)
     if zero.target is zero_of:
-        return prefix, value, zero_of(tensor(module, zero.args[0]), value, *_limits(zero)).round().int()
+        return prefix, value, zero_of(tensor(module, zero.args[0]), value, *_limits(zero)).int()
     return prefix, value, tensor(module, zero)
 
 

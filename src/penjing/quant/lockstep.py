@@ -116,7 +116,7 @@ def parameter(module: fx.GraphModule, name: str) -> Tensor:
 
 
 def own(module: fx.GraphModule, name: str) -> bool:
-    """Whether a parameter is read once in the whole network."""
+    """Whether a parameter of a network, before grids are put into it, is read once."""
     value = parameter(module, name)
     reads = [n for n in module.graph.nodes if n.op == "get_attr" and tensor(module, n) is value]
     return sum(len(n.users) for n in reads) == 1

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from penjing.quant.editable import Editable, argument, editable
-from penjing.quant.fold import NORM, Scaling, _tidy, read_scaling
+from penjing.quant.fold import NORM, Scaling, read_scaling, tidy
 from penjing.quant.targets import CONVOLUTIONS
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ def merge(module: fx.GraphModule) -> None:
                 _put(node, merged)
         if node.target is aten.cat.default and argument(node, 1, 0) == 1:
             _grouped(module, node)
-    _tidy(module)
+    tidy(module)
 
 
 def _into_parts(module: fx.GraphModule, scaling: Scaling) -> bool:

@@ -57,10 +57,10 @@ class _Places:
     ) -> None:
         self.module, self.target, self.coarse = module, target, coarse
         self.nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function") and _is_float(n)]
-        layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in PRODUCTS]
-        why = {n.name: self._why_float(n, exclude, floats) for n in layers}
+        self.layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in PRODUCTS]
+        why = {n.name: self._why_float(n, exclude, floats) for n in self.layers}
         self.reasons = {name: reason for name, reason in why.items() if reason}
-        self.weighted = {n for n in layers if n.name not in self.reasons}
+        self.weighted = {n for n in self.layers if n.name not in self.reasons}
         self.integer: set[fx.Node] = set()
         for n in self.nodes:  # in order: an operation between floats is not worth a way into integers and out again
             if n.target in target.integer and n.name not in floats and not self._reads_coarse(n) and self._after_integers(n):
@@ -92,6 +92,8 @@ class _Places:
             return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
         if not self.target.depthwise and _is_depthwise(layer):
             return "depthwise convolutions were faster in float"
+        if not self.target.first and layer is self.layers[0]:
+            return "the first layer was faster in float"
         if not self.target.pooled and _is_pooled(layer):
             return "convolutions of one position were faster in float"
         return self._reads_coarse(layer)

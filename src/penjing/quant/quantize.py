@@ -15,7 +15,7 @@ from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means
 from penjing.quant.equalize import absorb_biases, equalize
-from penjing.quant.fold import fold
+from penjing.quant.fold import fold, norms_to_convolutions
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
 from penjing.quant.merge import merge
@@ -81,6 +81,7 @@ class Quantizer:
         fold(self.reference)
         merge(self.reference)
         fold(self.reference)  # what stood behind a sum
+        norms_to_convolutions(self.reference)
         if self.scheme.equalize:
             self._equalize()
         self.seen = Seen()

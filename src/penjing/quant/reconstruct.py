@@ -99,8 +99,8 @@ class Reconstruction:
     start: Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch], Progress], None]
     steps: int = 500
     batch: int = 32
-    lr: float = 0.01
-    value_lr: float = 0.001
+    lr: float = 0.003
+    value_lr: float = 0.01
     drop: float = 0.5
     seed: int = 0
 
@@ -234,7 +234,7 @@ class _Trial(fx.Interpreter):
                 layer, parameter(module, layer.weight), parameter(both.reference, layer.weight)
             )
             for layer in mine
-            if own(module, layer.weight)
+            if own(both.reference, layer.weight)
         }
         self.coarse = {n: grid for n in self.nodes if (grid := _coarse_grid(module, n)) is not None}
         self.stretch = self._stretches()

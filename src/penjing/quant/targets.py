@@ -4,7 +4,7 @@ An operation is *weighted* (convolution, linear: int8 weights), *integer* (has a
 the operation before it), or *passing* (moves or picks elements, so its output has its input's grid). All others are float.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,7 +66,8 @@ class Target:
         ends_convolution: Whether the output of every int8 convolution needs a grid.
         shared_concat: Whether concatenated values must have one grid.
         depthwise: Whether convolutions of one input channel a group run in int8.
-        pooled: Whether layers that read maps of one position, as in squeeze-excite, run in int8; a head does always.
+        pooled: Whether convolutions that read maps of one position, as in squeeze-excite, run in int8; a linear head does.
+        first: Whether the first layer runs in int8.
         weight_bits: The most bits of a weight that cannot overflow.
         lanes: Channels that its int8 kernels take at a time; other widths are padded and cost as much.
         needs: What the CPU must have for the file to be exact and fast.
@@ -82,6 +83,7 @@ class Target:
     shared_concat: bool
     depthwise: bool = True
     pooled: bool = True
+    first: bool = True
     weight_bits: int = 8
     lanes: int = 16
     needs: str
@@ -106,7 +108,7 @@ ONNXRUNTIME = Target(
     weighted={**CONVOLUTIONS, aten.linear.default: 0},  # it has no int8 transposed convolution
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default, aten.sigmoid.default},
     ends_convolution=True,
-    shared_concat=False,
+    shared_concat=True,  # with grids of their own, values are requantized one by one before they are copied
     needs=VNNI,
 )
 OPENVINO = Target(
@@ -127,7 +129,7 @@ TARGETS = {
 
 
 def variants(target: Target) -> dict[str, Target]:
-    """Other placements that are right as well; which is fastest depends on the network and the machine."""
+    """Other placements that are right as well, each with one thing changed; which is fastest depends on network and machine."""
     between = {"additions": ADDS, "concatenations": {aten.cat.default}, "products": {aten.mul.Tensor}, "pools": POOLS}
     found = {}
     for name, operations in between.items():
@@ -137,8 +139,17 @@ def variants(target: Target) -> dict[str, Target]:
             found[f"{name} in integers"] = replace(target, integer=target.integer | operations)
     found["depthwise convolutions in float"] = replace(target, depthwise=False)
     found["convolutions of one position in float"] = replace(target, pooled=False)
-    found["both of these in float"] = replace(target, depthwise=False, pooled=False)
+    found["the first layer in float"] = replace(target, first=False)
     return found
+
+
+def joined(target: Target, others: Sequence[Target]) -> Target:
+    """The target with the changes of several of its variants."""
+    integer = target.integer
+    for other in others:
+        integer = (integer - (target.integer - other.integer)) | (other.integer - target.integer)
+    settings = {name: all(getattr(t, name) for t in (target, *others)) for name in ("depthwise", "pooled", "first")}
+    return replace(target, integer=integer, **settings)  # type: ignore[arg-type]  # all of them are switches
 
 
 def target_named(name: str) -> Target:

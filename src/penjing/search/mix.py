@@ -12,7 +12,7 @@ from penjing.files import whole_file
 from penjing.graph import as_inputs
 from penjing.measure import Measurement, compare
 from penjing.progress import Progress, silent
-from penjing.quant import Quantizer, Target, sensitivity, variants
+from penjing.quant import Quantizer, Target, joined, sensitivity, variants
 
 SAMPLES = 16  # that sensitivity is judged by
 FASTER = 0.97  # share of the default placement's time that another must come below to be taken: less is noise
@@ -151,19 +151,33 @@ class _Search:
         return Tried(name, artifact, precision, tuple(floats), score)
 
     def _fastest_placement(self) -> Target:
-        """The profile whose file is fastest; accuracy is nearly the same in all."""
-        profiles = {"default": self.target} | variants(self.target)
-        files = {}
+        """The profile whose file is fastest, of single changes and then of those together that helped; all are as accurate."""
+        singles = variants(self.target)
+        times = self._times_of({"default": self.target} | singles)
+        limit = FASTER * times["default"]
+        helped = sorted((name for name in times if times[name] < limit), key=lambda name: times[name])
+        together = {
+            " and ".join(helped[:n]): joined(self.target, [singles[name] for name in helped[:n]])
+            for n in range(1, len(helped) + 1)
+        }
+        if not together:
+            return self.target
+        times = self._times_of({"default": self.target} | together)
+        best = min(times, key=lambda name: times[name])
+        return together[best] if best != "default" and times[best] < FASTER * times["default"] else self.target
+
+    def _times_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
+        """One call's time with each profile, ms; of profiles that give the same file the first alone."""
+        files: dict[str, tuple[str, Artifact]] = {}
         with self.progress("placements", len(profiles)) as advance:
             for name, profile in profiles.items():
                 module = self.quantizer.module(target=profile)
-                files[name] = export(module, self.example, self._part("placement"), target=self.target.name)
+                artifact = export(module, self.example, self._part("placement"), target=self.target.name)
+                files.setdefault(artifact.digest, (name, artifact))
                 advance(name)
-        distinct = {a.digest: name for name, a in reversed(files.items())}
-        runs = {name: files[name].load(self.settings.threads) for name in distinct.values()}
-        times = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
-        best = min(times, key=lambda name: times[name].value)
-        return profiles[best] if times[best].value < FASTER * times["default"].value else self.target
+        runs = {name: artifact.load(self.settings.threads) for name, artifact in files.values()}
+        found = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
+        return {name: m.value for name, m in found.items()}
 
     def _integers(self) -> list[Tried]:
         """Integers everywhere, and where that is not good enough, the mixes on the way to few layers in float."""
