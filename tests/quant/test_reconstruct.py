@@ -1,7 +1,8 @@
 """Block reconstruction: which parts are blocks, and that each gives more nearly what the float network's gives."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -46,11 +47,17 @@ def test_a_residual_block_is_one_and_what_is_alone_is_by_itself() -> None:
 
 
 def test_what_is_too_large_or_has_no_single_way_through_is_taken_layer_by_layer() -> None:
-    make, shape = ZOO["densenet"]
-    assert sorted(n for *_, n in found(make(), *shape)) == [1, 1, 4]  # the stem, all that is concatenated, the head
+    make, shape = ZOO["resnet20"]
     parts = found(make(), *shape, largest=2)
-    assert len(parts) == 5
-    assert [name.split("_")[0] for _, name, _ in parts[1:4]] == ["conv2d"] * 3
+    assert len(parts) == 15  # two blocks have a third layer on their shortcut
+    assert sum(name.startswith("conv2d") for _, name, _ in parts) == 6
+
+
+def test_concatenations_that_carry_all_are_ends() -> None:
+    make, shape = ZOO["densenet"]
+    assert [(one, two) for one, two, _ in found(make(), *shape)][1:4] == [
+        ("avg_pool2d", "cat"), ("cat", "cat_1"), ("cat_1", "flatten")
+    ]  # fmt: skip
 
 
 class Two(nn.Module):
@@ -115,9 +122,25 @@ def error(both: Pair, module: fx.GraphModule, x: Tensor) -> float:
 
 
 def test_blocks_are_better_than_their_layers_one_by_one(x: Tensor) -> None:
-    both = residual(x, 2, 8)
+    both = residual(x, 4, 2)
     one_by_one, together = (rounded(both, rounding, x) for rounding in (gptq, replace(QUICK, steps=150)))
     assert error(both, together, x) < 0.9 * error(both, one_by_one, x) < error(both, both.module, x)
+
+
+def test_a_whole_block_is_learned_from_the_nearest(x: Tensor) -> None:
+    """Without steps to learn: the weights alone."""
+    both = residual(x, 2, 8)
+    notes: list[str] = []
+
+    @contextmanager
+    def noting(_label: str, _total: int) -> Iterator[Callable[[str], None]]:
+        yield notes.append
+
+    module = copy.deepcopy(both.module)
+    replace(QUICK, start=nearest, steps=100, lr=0.01)(both.reference, module, [(x,)], noting)
+    (note,) = [n for n in notes if n.startswith("mean")]  # behind the residual block
+    before, after = (float(word) for word in note.split() if word[0].isdigit())
+    assert after < 0.5 * before
 
 
 def test_a_block_that_learns_nothing_better_stays_as_it_was(x: Tensor) -> None:
@@ -138,7 +161,7 @@ def test_weights_lie_on_their_grids_and_grids_of_8_bits_stay(x: Tensor) -> None:
 
 def test_steps_of_coarse_values_are_learned(x: Tensor) -> None:
     both = residual(x, 4, 2)
-    module = rounded(both, replace(QUICK, value_lr=0.01), x)
+    module = rounded(both, QUICK, x)
     before, after = both.module.state_dict(), module.state_dict()
     changed = {k for k in before if k.startswith("grids.") and not torch.equal(before[k], after[k])}
     assert changed
@@ -149,15 +172,10 @@ def test_steps_of_coarse_values_are_learned(x: Tensor) -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(x: Tensor) -> None:
     both = residual(x, 2, 4)
     state = torch.get_rng_state()
-    one, again, other = (rounded(both, replace(QUICK, steps=20, seed=s), x).state_dict() for s in (0, 0, 1))
+    one, again, other = (rounded(both, replace(QUICK, steps=20, lr=0.01, seed=s), x).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(v, again[k]) for k, v in one.items())
     assert not all(torch.equal(v, other[k]) for k, v in one.items())
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_it_can_start_from_the_nearest(x: Tensor) -> None:
-    both = residual(x, 2, 8)
-    assert error(both, rounded(both, replace(QUICK, start=nearest), x), x) < error(both, both.module, x)
 
 
 def test_samples_of_different_shapes_are_refused(x: Tensor) -> None:

@@ -28,8 +28,8 @@ def nearness(model: nn.Module, x: Tensor) -> Callable[[Runner], float]:
     return lambda run: float(10 * torch.log10(exact.square().sum() / (run(x) - exact).square().sum()))
 
 
-def quantizer(model: nn.Module, x: Tensor, **scheme: int) -> Quantizer:
-    return Quantizer(model, x[:1], [x], target=target_named("onnxruntime"), scheme=Scheme(**scheme))
+def quantizer(model: nn.Module, x: Tensor, weight_bits: int = 8) -> Quantizer:
+    return Quantizer(model, x[:1], [x], target=target_named("onnxruntime"), scheme=Scheme(weight_bits=weight_bits))
 
 
 def test_integers_are_taken_where_they_hold(tmp_path: Path) -> None:

@@ -15,12 +15,11 @@ from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means
 from penjing.quant.equalize import absorb_biases, equalize
-from penjing.quant.fold import fold, norms_to_convolutions
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
-from penjing.quant.merge import merge
 from penjing.quant.observers import OBSERVERS, MinMax, Observer
 from penjing.quant.place import Placement, place
+from penjing.quant.prepare import prepare
 from penjing.quant.rounding import ROUNDINGS
 from penjing.quant.scheme import Scheme
 from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
@@ -78,10 +77,7 @@ class Quantizer:
         check_weights(model)
         self.reference = capture(model, as_inputs(example)).module
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
-        fold(self.reference)
-        merge(self.reference)
-        fold(self.reference)  # what stood behind a sum
-        norms_to_convolutions(self.reference)
+        prepare(self.reference)
         if self.scheme.equalize:
             self._equalize()
         self.seen = Seen()
@@ -198,7 +194,8 @@ def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:
 def _bound(node: fx.Node) -> float:
     """The most that an activation lets through, a little less: OpenVINO keeps a clip that its grid reaches beyond."""
     most = 6.0 if node.target is torch.ops.aten.relu6.default else float("inf")
-    if node.target is torch.ops.aten.hardtanh.default and len(node.args) > 2:
-        assert isinstance(node.args[2], int | float)
-        most = float(node.args[2])
+    if node.target is torch.ops.aten.hardtanh.default:
+        given = node.args[2] if len(node.args) > 2 else 1.0
+        assert isinstance(given, int | float)
+        most = float(given)
     return most * (1 - 1e-6)

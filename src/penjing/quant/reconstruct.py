@@ -69,7 +69,7 @@ def _carriers(reference: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | No
     """Each node, and the one value that is still needed behind it; None where there are more, or no sample is a row of it."""
     nodes = list(reference.graph.nodes)
     place = {n: i for i, n in enumerate(nodes)}
-    held = {n for n in nodes if n.op != "output" and isinstance(n.meta.get("val"), Tensor) and _depends_on_data(n)}
+    held = {n for n in _computed(nodes) if n.op != "output" and isinstance(n.meta.get("val"), Tensor)}
     last = {n: max((place[u] for u in n.users), default=-1) for n in held}
     batch = next(str(n.meta["val"].shape[:1]) for n in nodes if n.op == "placeholder")
     alive: set[fx.Node] = {n for n in held if n.op == "placeholder"}
@@ -79,8 +79,13 @@ def _carriers(reference: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | No
         yield node, one if one is not None and str(one.meta["val"].shape[:1]) == batch else None
 
 
-def _depends_on_data(node: fx.Node) -> bool:
-    return node.op == "placeholder" or any(_depends_on_data(n) for n in node.all_input_nodes)
+def _computed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """What depends on the network's inputs."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,36 @@
+"""Prepare a captured network for integers: the same function, with as little as possible between the layers."""
+
+import torch
+from torch import fx
+
+from penjing.quant.fold import fold, norms_to_convolutions
+from penjing.quant.merge import merge
+
+aten = torch.ops.aten
+
+
+def prepare(module: fx.GraphModule) -> None:
+    """Fold, merge and rewrite ``module`` in place; its function stays what it was."""
+    fold(module)
+    merge(module)
+    fold(module)  # what stood behind a sum
+    norms_to_convolutions(module)
+    _keep_dims(module)
+    module.graph.lint()
+    module.recompile()
+
+
+def _keep_dims(module: fx.GraphModule) -> None:
+    """Take means over whole maps with their dims, and flatten behind: kernels want four dims, and a grid right behind them."""
+    for node in [n for n in module.graph.nodes if n.target is aten.mean.dim]:
+        source, dims = node.args[:2]
+        value, keep = source.meta["val"], node.args[2] if len(node.args) > 2 else False
+        if keep or node.kwargs or value.ndim != 4 or sorted(d % 4 for d in dims) != [2, 3]:
+            continue
+        with module.graph.inserting_before(node):
+            mean = module.graph.call_function(aten.mean.dim, (source, dims, True))
+            flat = module.graph.call_function(aten.flatten.using_ints, (mean, 1))
+        mean.meta = dict(node.meta) | {"val": node.meta["val"][:, :, None, None]}
+        flat.meta = dict(node.meta)
+        node.replace_all_uses_with(flat)
+        module.graph.erase_node(node)

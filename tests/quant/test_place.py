@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from penjing.errors import RecipeError
+from penjing.graph import capture
+from penjing.quant import TARGETS, Quantizer, Scheme, joined, quantize, target_named, variants
+from penjing.quant.insert import layers, value_grid
+from penjing.quant.place import place
+from penjing.quant.targets import ADDS, ONNXRUNTIME, OPENVINO
+
+aten = torch.ops.aten
+
+
+class Every(nn.Module):
+    """Each reason to stay in float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.mixer = nn.Conv2d(8, 8, 1)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(torch.relu(self.a(x)))
+        y = nn.functional.conv2d(y, self.mixer.weight * self.scale)
+        return y.flatten(2) @ y.flatten(2).mT
+
+
+def test_every_layer_in_float_has_its_reason() -> None:
+    module = capture(Every(), torch.randn(2, 3, 8, 8)).module
+    placement = place(module, ONNXRUNTIME, exclude=("a.*",))
+    assert placement.weights == {}
+    assert placement.reasons == {
+        "conv2d": "it was excluded",
+        "conv_transpose2d": "onnxruntime has no int8 kernel for conv_transpose2d",
+        "conv2d_1": "its weight is computed in the network",
+        "matmul": "both of its operands are computed, neither is a weight",
+    }
+    assert set(place(module, OPENVINO).weights) == {"conv2d", "conv_transpose2d"}
+
+
+def grids(module: fx.GraphModule) -> list[tuple[int, int, int]]:
+    found = (value_grid(module, n) for n in module.graph.nodes)
+    return [(g.low, g.high, int(g.zero_point)) for g in found if g is not None]
+
+
+def test_each_runtime_gets_the_integers_it_is_fast_on() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(4, 3, 12, 12)
+    assert grids(quantize(model, x, [x], target="openvino")) == [(-128, 127, 0), (0, 255, 0), (-128, 127, 0)]
+    for low, high, _ in grids(quantize(model, x, [x], target="onnxruntime")):
+        assert (low, high) == (0, 255)
+
+
+def test_a_grid_never_reaches_beyond_the_clip_before_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.Hardtanh(0, 1), nn.Conv2d(8, 4, 1)).eval()
+    x = 100 * torch.randn(4, 3, 12, 12)
+    module = quantize(model, x, [x], target="openvino")
+    ends = [float(g.scale) * 255 for n in module.graph.nodes if (g := value_grid(module, n)) is not None and g.low == 0]
+    assert ends == pytest.approx([6, 1], rel=1e-5)
+    assert ends[0] <= 6
+    assert ends[1] <= 1
+
+
+class Heavy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(torch.tanh(self.first(x)))
+        return y
+
+
+def test_a_layer_whose_input_no_grid_fits_stays_in_float() -> None:
+    torch.manual_seed(0)
+    model, x = Heavy().eval(), torch.randn(8, 1, 24, 24)
+    x[:, :, ::12, ::12] *= 3000
+    module = quantize(model, x, [x])
+    assert list(module.meta["reasons"]) == ["conv2d"]
+    assert "of what is not zero in x would become zero" in module.meta["reasons"]["conv2d"]
+    assert [layer.weight for layer in layers(module)] == ["second.weight"]
+    forced = quantize(model, x, [x], scheme=Scheme(lost=1.0))
+    with torch.no_grad():
+        expected = model(x)
+        near, far = ((m(x) - expected).norm() / expected.norm() for m in (module, forced))
+    assert near < 0.02
+    assert far > 0.3
+
+
+def test_weights_have_seven_bits_without_vnni() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    module = quantize(nn.Conv2d(3, 8, 3), x, [x], target="onnxruntime-avx2")
+    (layer,) = layers(module)
+    assert (layer.grid.low, layer.grid.high) == (-64, 63)
+    assert TARGETS["onnxruntime-avx2"].runtime == "onnxruntime"
+    assert "overflow" in TARGETS["onnxruntime-avx2"].needs
+
+
+def test_variants_change_one_thing_each_and_join() -> None:
+    for target in (ONNXRUNTIME, OPENVINO):
+        found = variants(target)
+        assert len(set(map(repr, found.values()))) == len(found) >= 6
+        assert target not in found.values()
+        both = joined(target, [found["depthwise convolutions in float"], found["the first layer in float"]])
+        assert both == replace(target, depthwise=False, first=False)
+    assert joined(OPENVINO, [variants(OPENVINO)["additions in integers"]]).integer >= ADDS
+    assert not ADDS & joined(ONNXRUNTIME, [variants(ONNXRUNTIME)["additions in float"]]).integer
+
+
+def test_a_profile_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(RecipeError, match="two roles"):
+        replace(OPENVINO, integer=frozenset({aten.relu.default}))
+    with pytest.raises(RecipeError, match="weight_bits"):
+        replace(OPENVINO, weight_bits=9)
+    with pytest.raises(RecipeError, match="weighted"):
+        replace(OPENVINO, weighted={aten.relu.default: 0})
+
+
+def test_a_mixed_network_is_placed_around_its_floats() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4))).eval()
+    x = torch.randn(4, 4, 16, 16)
+    quantizer = Quantizer(model, x, [x], target=target_named("openvino"))
+    module = quantizer.module(["conv2d_1", "conv2d_2"])
+    assert [layer.weight for layer in layers(module)] == ["0.weight", "3.weight"]
+    assert set(module.meta["reasons"]) == {"conv2d_1", "conv2d_2"}
+    assert len(grids(module)) == 2  # what the first and the last layer read
