@@ -10,6 +10,7 @@ from penjing import zoo as zoo
 from penjing.errors import PenjingError as PenjingError
 from penjing.export import Artifact as Artifact
 from penjing.export import export as export
+from penjing.graph import load_onnx as load_onnx
 from penjing.measure import Measurement as Measurement
 from penjing.measure import inspect as inspect
 from penjing.plan import ChannelPlan as ChannelPlan
@@ -79,6 +80,7 @@ __all__ = [
     "inspect",
     "learn_steps",
     "load",
+    "load_onnx",
     "measure",
     "plan_blocks",
     "plan_channels",

@@ -196,7 +196,8 @@ SCHEMES = [
 def test_it_starts_where_it_was_and_settles_where_it_is(how: str, scheme: Scheme) -> None:
     module, x = network(scheme)
     learned = learn_steps(module, how)
-    assert torch.equal(learned(x), module(x))
+    # To the bit but for PACT, whose step is a bound of so many steps, divided again.
+    torch.testing.assert_close(learned(x), module(x), **({} if how == "pact" else {"rtol": 0, "atol": 0}))
     moved(learned)
     settled = settle(learned)
     assert torch.equal(settled(x), learned(x))
@@ -242,7 +243,7 @@ def test_what_is_learned(how: str, leaves: list[str]) -> None:
     weights = {n for n in names if "weight" in n}
     assert {n.rpartition(".")[2] for n in weights} == {"scale"}
     assert {n for n, _ in learned.named_parameters()} - set(names) == {n for n, _ in module.named_parameters()}
-    learned(x).square().sum().backward()
+    learned(2 * x).square().sum().backward()  # beyond what calibration saw, so that all is clipped somewhere
     assert [n for n in names if not learned.get_parameter(n).grad.abs().sum() > 0] == []  # type: ignore[union-attr]
 
 
@@ -259,7 +260,7 @@ def test_gradients_are_scaled_by_how_many_share_the_step() -> None:
     found = {str(n.args[1].target): n.args[-1] for n in learned.graph.nodes if n.target is lsq}
     weights = [f for n, f in found.items() if "weight" in n]
     assert weights == pytest.approx([1 / math.sqrt(36 * 127), 1 / math.sqrt(72 * 7), 1 / math.sqrt(8 * 127)])
-    (image,) = [f for n, f in found.items() if n == "grids.x.scale" or "input" in n]
+    (image,) = [f for n, f in found.items() if n == "grids.of_x.scale" or "input" in n]
     assert image <= 1 / math.sqrt(4 * 64 * 7)
 
 

@@ -64,7 +64,7 @@ def test_every_kind_of_layer_fits_better_than_the_nearest(name: str, quantizer: 
     torch.manual_seed(0)
     x = images(64, *shape)
     both = pair(make(), x, weight_bits=3, value_bits=None)
-    module = rounded(both, LayerByLayer(quantizer=quantizer, ridge=TINY), x)
+    module = rounded(both, LayerByLayer(quantizer=quantizer, ridges=(TINY,)), x)
     assert off(both, module, x) < most
 
 
@@ -143,9 +143,9 @@ def test_layers_make_up_for_the_errors_before_them(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     x = images(64, 4, 6, 6)
     both = pair(Sum(), x, weight_bits=3, value_bits=4)
-    whole = off(both, rounded(both, LayerByLayer(quantizer=gptq_codes, ridge=1e-3), x), x)
+    whole = off(both, rounded(both, LayerByLayer(quantizer=gptq_codes, ridges=(1e-3,)), x), x)
     monkeypatch.setattr("penjing.quant.rounding.added", lambda _node: None)
-    alone = off(both, rounded(both, LayerByLayer(quantizer=gptq_codes, ridge=1e-3), x), x)
+    alone = off(both, rounded(both, LayerByLayer(quantizer=gptq_codes, ridges=(1e-3,)), x), x)
     assert whole < 0.95 * alone
 
 
@@ -186,8 +186,8 @@ def test_moves_after_gptq_help_on_the_data() -> None:
     torch.manual_seed(0)
     x = images(64, 24)
     both = pair(nn.Linear(24, 16), x, weight_bits=2, value_bits=None)
-    plain = off(both, rounded(both, LayerByLayer(quantizer=gptq_codes, ridge=TINY), x), x)
-    moved = off(both, rounded(both, LayerByLayer(quantizer=lambda p: flipped(p, gptq_codes(p)), ridge=TINY), x), x)
+    plain = off(both, rounded(both, LayerByLayer(quantizer=gptq_codes, ridges=(TINY,)), x), x)
+    moved = off(both, rounded(both, LayerByLayer(quantizer=lambda p: flipped(p, gptq_codes(p)), ridges=(TINY,)), x), x)
     assert moved < plain < 1
 
 

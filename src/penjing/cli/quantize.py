@@ -9,7 +9,7 @@ from torch import nn
 from penjing.cli.app import Data, Exclude, Json, Target, Weights, app, bars, console, images_of, network, print_json, table_of
 from penjing.errors import RecipeError
 from penjing.export import RUNTIMES, left_in_float
-from penjing.graph.from_onnx import load_onnx
+from penjing.graph import load_onnx
 from penjing.measure import cores
 from penjing.quant import GRIDS, OBSERVERS, ROUNDINGS, Quantizer, Scheme, target_named
 from penjing.recipe import load_task

@@ -30,14 +30,14 @@ class Layer:
 
 
 def insert_grid(module: fx.GraphModule, node: fx.Node, name: str, grid: Grid) -> None:
-    """Quantize what ``node`` gives, in place, for all who read it; the grid's tensors become the buffers ``grids.<name>.*``."""
+    """Quantize what ``node`` gives, in place, for all who read it; the grid becomes the buffers ``grids.of_<name>.*``."""
     readers = list(node.users)
     graph, after, held = module.graph, node, []
     blocks = _lasting_dims(grid.scale)
     shape = tuple(node.meta["val"].shape)
     folded = blocks and any(n not in (1, shape[d]) for d, n in enumerate(grid.scale.shape))
     for leaf, value in (("scale", grid.scale), ("zero_point", grid.zero_point)):
-        path = f"grids.{name}.{leaf}"
+        path = f"grids.of_{name}.{leaf}"  # a bare name may be that of a module's method, such as "to"
         set_tensor(module, path, value.flatten() if blocks else value.reshape(()))
         with graph.inserting_after(after):
             after = graph.get_attr(path)

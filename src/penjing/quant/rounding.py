@@ -19,11 +19,12 @@ from penjing.quant.insert import Layer
 from penjing.quant.lockstep import Lockstep, added, count_samples, own, parameter
 from penjing.quant.reconstruct import Reconstruction
 from penjing.score.flow import Batch
-from penjing.score.gram import Moments, least_squares, places, ridge_diagonal
+from penjing.score.gram import Moments, least_squares, places, ridge_diagonal, squared_error
 from penjing.score.products import Product, products
 
 Rounding = Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch], Progress], None]
 Quantizer = Callable[[Problem], Tensor]
+HELD_BACK = 0.2  # share of the samples that ridges are judged by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,13 @@ class LayerByLayer:
 
     Attributes:
         quantizer: How one layer's integers are found.
-        ridge: How strongly a layer is held to its float weights, as a share of its inputs' mean square.
-        seed: Of which places of the layers' inputs are looked at, where there are more than needed.
+        ridges: How strongly a layer is held to its float weights, as shares of its inputs' mean square; for each layer
+            the one is taken that does best on samples that were held back.
+        seed: Of which samples are held back, and which places of the layers' inputs are looked at, where there are many.
     """
 
     quantizer: Quantizer
-    ridge: float = 0.01
+    ridges: tuple[float, ...] = (0.01, 0.1, 1.0)
     seed: int = 0
 
     def __call__(
@@ -82,14 +84,20 @@ class LayerByLayer:
                     continue
                 product = known[both.twin[node]]
                 product = product if product.bias is None or own(module, product.bias) else replace(product, bias=None)
-                self._round(module, layer, product, _moments(both, layer, product, generator))
+                self._round(module, layer, product, *_moments(both, layer, product, generator))
                 both.again(node)
                 advance(layer.weight)
 
-    def _round(self, module: fx.GraphModule, layer: Layer, product: Product, moments: Moments) -> None:
+    def _round(self, module: fx.GraphModule, layer: Layer, product: Product, use: Moments, back: Moments) -> None:
         weight = parameter(module, layer.weight)
         bias = None if product.bias is None else parameter(module, product.bias)
-        problem = problem_of(product, layer.grid, weight, bias, moments, self.ridge)
+        old, moments = _matrix(product, weight, bias), use + back
+
+        def held_back(ridge: float) -> float:
+            return squared_error(back, least_squares(use, old, ridge, columns=product.columns))
+
+        ridge = min(self.ridges, key=held_back) if use.count and back.count else max(self.ridges)
+        problem = problem_of(product, layer.grid, weight, bias, moments, ridge)
         codes = self.quantizer(problem)
         with torch.no_grad():
             weight.copy_(layer.grid.decode(product.unmatrix(codes, weight.shape).to(layer.grid.zero_point)))
@@ -112,33 +120,42 @@ def problem_of(product: Product, grid: Grid, weight: Tensor, bias: Tensor | None
 
     With a bias, whatever ``V`` is chosen, ``b`` is the one that suits it best, so only what varies of ``x`` counts.
     """
-    old = product.matrix(weight.detach().double().cpu())
+    old = _matrix(product, weight, bias)
     second = moments.xx / moments.count
     held = second + torch.diag_embed(ridge_diagonal(second, product.columns, ridge))
     d = product.columns
-    if bias is None:
-        target = least_squares(moments, old, ridge, columns=d)
-        held = held[:, :d, :d]
-    else:
-        whole = torch.cat([old, bias.detach().double().cpu().view(*old.shape[:2], 1)], 2)
-        target = least_squares(moments, whole, ridge, columns=d)[:, :, :d]
-        held = held[:, :d, :d] - second[:, :d, d:] @ second[:, d:, :d]
+    target = least_squares(moments, old, ridge, columns=d)[:, :, :d]
+    held = held[:, :d, :d]
+    if bias is not None:
+        held = held - second[:, :d, d:] @ second[:, d:, :d]
     scale, zero = (
         product.matrix(spread(t, weight.shape).expand(weight.shape)).double().cpu() for t in (grid.scale, grid.zero_point)
     )
     return Problem(target.contiguous(), held, scale, zero, grid.low, grid.high)
 
 
-def _moments(both: Lockstep, layer: Layer, product: Product, generator: torch.Generator) -> Moments:
-    """Of what the quantized layer reads, with what the float one gives; the rows that are drawn."""
-    moments = Moments()
+def _matrix(product: Product, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's weight, with its bias as a last column: ``(groups, outputs, d)``, in float64."""
+    matrix = product.matrix(weight.detach().double().cpu())
+    if bias is None:
+        return matrix
+    return torch.cat([matrix, bias.detach().double().cpu().view(*matrix.shape[:2], 1)], 2)
+
+
+def _moments(both: Lockstep, layer: Layer, product: Product, generator: torch.Generator) -> tuple[Moments, Moments]:
+    """Of what the quantized layer reads, with what the float one should give: to fit on, and of samples that are held back."""
+    use, back = Moments(), Moments()
     read = layer.node.args[0]
     assert isinstance(read, fx.Node)
     for x, y in zip(both.module[read], _targets(both, layer.node), strict=True):
+        apart = torch.rand(len(y), generator=generator) < HELD_BACK
         for at in places(product, y, both.samples, generator):
-            moments.add(product.rows(x, at), product.outputs(y, at))
-    moments.check(product.weight)
-    return moments
+            rows, wanted = product.rows(x, at), product.outputs(y, at)
+            held = apart[(at // product.positions(y)).cpu()].to(at.device)
+            use.add(rows[:, ~held], wanted[:, ~held])
+            back.add(rows[:, held], wanted[:, held])
+    (use + back).check(product.weight)
+    return use, back
 
 
 def _targets(both: Lockstep, node: fx.Node) -> list[Tensor]:
