@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from penjing.distill import kl
 from penjing.errors import DataError, PenjingError, RecipeError, TrainingError
+from penjing.files import read_tensors
+from penjing.quant import Scheme, quantize
+from penjing.quant.learned import learn_steps, trained_steps, weight_grids
 from penjing.task import Batches, Score, Task
 from penjing.train import Epoch, Training, fit
 from penjing.train.fit import warmup_cosine
+from penjing.train.freeze import Freezing
 
 SETTINGS = Training(precision="32-true", lr=0.1)
 ROOT = Path(__file__).parents[2]
@@ -225,6 +230,92 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path) -
     assert same(found, fit(network(), task(shuffling()), epochs=4, settings=SETTINGS))
 
 
+QAT = Training(precision="bf16-mixed", lr=0.1, scale_lr=0.5, freezing=Freezing(start=0.2, end=0.02, momentum=0.1))
+
+
+def quantized(how: str | None = "lsq+") -> fx.GraphModule:
+    model, (x, _) = network().eval(), data()
+    module = quantize(model, x[:2], [x], scheme=Scheme(weight_bits=4, value_bits=4))
+    return learn_steps(module, how) if how else module
+
+
+QAT_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from penjing.distill import kl
+from penjing.train import fit
+from tests.train.test_fit import QAT, network, quantized, shuffling, task
+
+steps = 0
+def loss(output, taught, target):
+    global steps
+    steps += 1
+    if steps == 8: os.kill(os.getpid(), signal.SIGKILL)
+    return kl()(output, taught, target)
+
+torch.set_num_threads(1)
+fit(quantized(), task(shuffling()), epochs=4, teacher=network(), loss=loss, settings=QAT, checkpoint=Path(sys.argv[1]))
+"""
+
+
+def test_quantization_aware_training_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """With learned steps and offsets, a teacher, weights frozen on the way, and bfloat16."""
+
+    def run(**more: Any) -> nn.Module:
+        return fit(quantized(), task(shuffling()), epochs=4, teacher=network(), loss=kl(), settings=QAT, **more)
+
+    path = tmp_path / "run.safetensors"
+    killed = subprocess.run([sys.executable, "-c", QAT_KILLED, str(path)], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    held, about = read_tensors(path)
+    assert len(about["history"]) == 2
+    assert any(t.any() for name, t in held.items() if name.startswith("freeze.turns."))
+    assert same(run(checkpoint=path), run())
+    held, _ = read_tensors(path)
+    assert any(t.any() for name, t in held.items() if name.startswith("freeze.frozen."))
+
+
+def test_learned_steps_have_a_rate_of_their_own_and_no_decay() -> None:
+    nothing = task(batches()[:1], lambda output, _target: 0 * output.sum())
+    settings = Training(precision="32-true", lr=0.1, momentum=0, weight_decay=0.5, warmup=0, clip=0)
+    module = quantized()
+    steps = {name for name, p in module.named_parameters() if any(p is s for s in trained_steps(module))}
+    idle = fit(module, nothing, epochs=1, settings=settings)
+    assert all(torch.equal(idle.get_parameter(name), module.get_parameter(name)) for name in steps)
+    assert not torch.equal(idle.get_parameter("0.weight"), module.get_parameter("0.weight"))
+
+    def moved(share: float) -> dict[str, Tensor]:
+        once = fit(module, task(batches()[:1]), epochs=1, settings=replace(settings, scale_lr=share))
+        return {name: p.detach() - module.get_parameter(name).detach() for name, p in once.named_parameters()}
+
+    whole, half, none = moved(1.0), moved(0.5), moved(0.0)
+    for name in whole:
+        if name in steps:
+            torch.testing.assert_close(half[name], whole[name] / 2, rtol=1e-2, atol=1e-7)
+            assert not none[name].any()
+        else:
+            torch.testing.assert_close(half[name], whole[name])
+    assert all(whole[name].any() for name in steps if name.endswith(".scale"))
+
+
+def test_zeros_that_rounding_made_are_no_mask_and_those_that_were_cut_are() -> None:
+    module = quantized(None)
+    name = "4.weight"
+    weight, grid = module.get_parameter(name), weight_grids(module)[name]
+    codes = grid.now().encode(weight.detach())
+    with torch.no_grad():
+        weight.copy_(grid.now().decode(codes.masked_fill(codes.abs() < 2, 0)))
+    rounded = weight == 0
+    assert 0 < rounded.sum() < rounded.numel()
+    trained = fit(module, task(), epochs=1, settings=SETTINGS)
+    assert (trained.get_parameter(name)[rounded] != 0).any()
+    with torch.no_grad():
+        weight.mul_(1.01)  # now off its grid
+    trained = fit(module, task(), epochs=1, settings=SETTINGS)
+    assert not trained.get_parameter(name)[rounded].any()
+
+
 class Spoiled:
     """Batches of which one is NaN, in one epoch."""
 
@@ -422,6 +513,7 @@ def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine(total: int, warmup:
         {"warmup": 1},
         {"clip": -1},
         {"precision": "nonsense"},
+        {"scale_lr": -1},
     ],
     ids=str,
 )

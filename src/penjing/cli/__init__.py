@@ -10,6 +10,7 @@ from penjing.cli.compress import demo_settings as demo_settings
 from penjing.cli.compress import demo_task as demo_task
 from penjing.cli.files import export_command as export_command
 from penjing.cli.prune import inspect_command as inspect_command
+from penjing.cli.quantize import quantize_command as quantize_command
 from penjing.errors import PenjingError
 from penjing.measure import cores
 

@@ -111,10 +111,9 @@ def _tell(told: dict[str, Any], mix: Mix) -> None:
     if told["in_float"]:
         console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", told["in_float"]))
     score = told["score"]
-    drop = points(score["before"] - score["after"])
     console.print(
-        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({drop} points lost) on {score['samples']} confirm "
-        f"samples; load it with {told['precision']} precision",
+        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({points(score['after'] - score['before'])} points) on "
+        f"{score['samples']} confirm samples; load it with precision: {told['precision']}",
         highlight=False,
     )
     console.print(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)", highlight=False, soft_wrap=True)

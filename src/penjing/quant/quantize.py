@@ -92,7 +92,7 @@ class Quantizer:
         Raises:
             DataError: See ``quantize``.
         """
-        placement = self._placement(frozenset(floats), target or self.target)
+        placement = self.placement(floats, target)
         module = copy.deepcopy(self.reference)
         self._insert_weights(module, placement, target or self.target)
         self._insert_values(module, placement, target or self.target)
@@ -120,9 +120,9 @@ class Quantizer:
         """The calibration batches."""
         return (as_tuple(inputs) for inputs in self.batches)
 
-    def _placement(self, floats: frozenset[str], target: Target) -> Placement:
-        """Where the grids go, when the layers behind values that no grid can hold are left out."""
-        coarse: dict[str, str] = {}
+    def placement(self, floats: Iterable[str] = (), target: Target | None = None) -> Placement:
+        """Where the grids of ``module`` go; layers behind values that no grid can hold are left out."""
+        floats, target, coarse = frozenset(floats), target or self.target, dict[str, str]()
         while True:
             placement = place(self.reference, target, exclude=self.scheme.exclude, floats=floats, coarse=coarse)
             if self.scheme.outputs:

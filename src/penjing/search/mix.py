@@ -12,7 +12,7 @@ from penjing.files import whole_file
 from penjing.graph import as_inputs
 from penjing.measure import Measurement, compare
 from penjing.progress import Progress, silent
-from penjing.quant import Quantizer, Target, joined, sensitivity, variants
+from penjing.quant import Placement, Quantizer, Target, joined, sensitivity, variants
 
 SAMPLES = 16  # that sensitivity is judged by
 FASTER = 0.97  # share of the default placement's time that another must come below to be taken: less is noise
@@ -167,15 +167,18 @@ class _Search:
         return together[best] if best != "default" and times[best] < FASTER * times["default"] else self.target
 
     def _times_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
-        """One call's time with each profile, ms; of profiles that give the same file the first alone."""
-        files: dict[str, tuple[str, Artifact]] = {}
+        """One call's time with each profile, ms; of profiles that place alike the first alone."""
+        placed: list[Placement] = []
+        runs = {}
         with self.progress("placements", len(profiles)) as advance:
             for name, profile in profiles.items():
-                module = self.quantizer.module(target=profile)
-                artifact = export(module, self.example, self._part("placement"), target=self.target.name)
-                files.setdefault(artifact.digest, (name, artifact))
+                placement = self.quantizer.placement(target=profile)
+                if placement not in placed:
+                    placed.append(placement)
+                    module = self.quantizer.module(target=profile)
+                    artifact = export(module, self.example, self._part("placement"), target=self.target.name)
+                    runs[name] = artifact.load(self.settings.threads)
                 advance(name)
-        runs = {name: artifact.load(self.settings.threads) for name, artifact in files.values()}
         found = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
         return {name: m.value for name, m in found.items()}
 
