@@ -2,7 +2,7 @@
 
 300 random images, one at a time, in processes of their own that take turns: our ``quantize`` from the torch module to the
 fake-quantized one, and ``nncf.quantize`` (performance preset) from the OpenVINO model of the same network. Reading the network
-is part of neither; imports are not either. It writes benchmarks/quant_cost.json and .md: wall time and peak resident memory, the
+is part of neither; imports are not either. It writes benchmarks/quant_cost.json and .md: wall time and peak memory, the
 median of the turns. FOLDER is the peers' environment, see benchmarks/quant_latency.py.
 """
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quant_peers import DENOISER, NETS, NNCF, OURS, QUANTIZE_STATIC, WITHOUT_PREPROCESSING
+from quant_peers import DENOISER, NETS, NNCF, OURS, QUANTIZE_STATIC
 
 from penjing.errors import PenjingError
 from penjing.export import RUNTIMES, Kernel, left_in_float
@@ -43,7 +43,7 @@ WAYS: dict[str, tuple[str, ...]] = {  # runtime -> the files it is timed with
 }
 PEERS: dict[str, tuple[str, ...]] = {  # the better of these is the one to beat
     "openvino": NNCF,
-    "onnxruntime": tuple(w for w in QUANTIZE_STATIC if w != WITHOUT_PREPROCESSING),
+    "onnxruntime": tuple(QUANTIZE_STATIC),
 }
 FLOAT32 = "float, f32"  # beside "float", which runs at the runtime's default precision
 THREADS, LOADS, SECONDS = 2, 3, 1.5  # seconds for each load of each file
@@ -111,10 +111,9 @@ class Files:
         write_json(note, {"sources": of, "failure": failure})
         return failure
 
-    def reasons(self, net: str, way: str) -> dict[str, str]:
-        """Why a layer of ours was left in float."""
-        path = self.path(net, way).with_suffix(".json")
-        return read_json(path)["reasons"] if way in OURS else {}
+    def told(self, net: str, way: str) -> dict[str, Any]:
+        """What was said when a file of ours was made: what it is, and why a layer was left in float."""
+        return read_json(self.path(net, way).with_suffix(".json")) if way in OURS else {}
 
     def shapes(self, net: str) -> list[tuple[int, ...]]:
         return [tuple(s) for s in read_json(self.folder / net / "float.json")["inputs"]]
@@ -162,6 +161,7 @@ def measured(net: str, runtime: str, batch: int, files: Files, seconds: float) -
         for name, times in turns(runs, arrays, seconds).items():
             pooled.setdefault(name, []).extend(times)
     row: Row = {"failed": failed, "times": {n: _spread(t) for n, t in pooled.items()}}
+    row["chosen"] = {w: {k: files.told(net, w)[k] for k in ("chosen", "placement", "precision")} for w in ways if w in OURS}
     row["digests"] = {w: digest(files.path(net, w)) for w in ways}
     row |= _ratios(runtime, pooled)
     row["int8"] = {w: _coverage(net, runtime, w, shapes, files) for w in (row["peer"], *OURS) if w in pooled}
@@ -173,7 +173,7 @@ def _loaded(net: str, runtime: str, ways: Sequence[str], files: Files) -> Iterat
     for way in ways:
         if way == "float" and runtime == "openvino":
             yield FLOAT32, load(files.path(net, way), THREADS, "f32")
-        yield way, load(files.path(net, way), THREADS, None)
+        yield way, load(files.path(net, way), THREADS, files.told(net, way).get("precision"))
 
 
 def _ratios(runtime: str, times: Mapping[str, Sequence[float]]) -> Row:
@@ -192,7 +192,7 @@ def _spread(values: Sequence[float]) -> Row:
 
 def _coverage(net: str, runtime: str, way: str, shapes: Sequence[tuple[int, ...]], files: Files) -> Row:
     found = [k for k in RUNTIMES[runtime].kernels(files.path(net, way), shapes) if k.weighted]
-    rest, reasons = left_in_float(found), files.reasons(net, way)
+    rest, reasons = left_in_float(found), files.told(net, way).get("reasons", {})
     return {"int8": len(found) - len(rest), "of": len(found), "left": {k.layer: _reason(k, reasons) for k in rest}}
 
 
@@ -238,6 +238,9 @@ def _part(runtime: str, nets: Mapping[str, Row]) -> Iterator[str]:
             worst = max(found, key=lambda n: found[n])
             mean = statistics.geometric_mean(found.values())
             yield f"\nours / {name}: geometric mean {mean:.3f} over {len(found)} nets, worst {found[worst]:.3f} ({worst})"
+    chosen = {n: row["chosen"][ours] for n, row in nets.items() if ours in row["chosen"]}
+    if chosen:
+        yield "\nOurs: " + "; ".join(f"{n} {c['chosen']} ({c['placement']} placement)" for n, c in chosen.items())
     left = {(n, layer): why for n, row in nets.items() for layer, why in row["int8"].get(ours, {"left": {}})["left"].items()}
     if left:
         yield "\nOurs leaves in float: " + "; ".join(f"{n} `{layer}` ({why})" for (n, layer), why in left.items())
@@ -293,7 +296,8 @@ def main() -> None:
             print(f"{net}: {failure}", flush=True)
             continue
         if given.make:
-            told = {w: f for w in (*NNCF, *QUANTIZE_STATIC, *OURS) if (f := files.failure(net, w)) is not None}
+            ways = [w for runtime in given.runtime or WAYS for w in WAYS[runtime]]
+            told = {w: f for w in ways if (f := files.failure(net, w)) is not None}
             print(net, told or "made", flush=True)
             continue
         for batch in given.batch or [1]:

@@ -30,17 +30,10 @@ NETS = (*TIMM, DENOISER)
 IMAGES = 16
 NNCF = ("nncf-performance", "nncf-mixed")
 QUANTIZE_STATIC: dict[str, dict[str, Any]] = {
-    # By name, so that this table can be read without ONNX Runtime; the first is called without quant_pre_process.
-    "ort-documented": {},
-    "ort-defaults": {},
+    # By name, so that this table can be read without ONNX Runtime. Its default, signed values, is slower: 1.4 to 2.6 times.
     "ort-u8": {"activation_type": "QUInt8", "weight_type": "QInt8"},
     "ort-u8-channels": {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True},
-    "ort-s8-channels": {"activation_type": "QInt8", "weight_type": "QInt8", "per_channel": True},
-    "ort-u8-channels-operators": {
-        "activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True, "quant_format": "QOperator",
-    },
 }  # fmt: skip
-WITHOUT_PREPROCESSING = "ort-documented"
 OURS = ("ours-openvino", "ours-onnxruntime")
 Inputs = tuple[Tensor, ...]
 
@@ -97,9 +90,12 @@ def save_float(model: nn.Module, example: Inputs, out: Path) -> None:
 
 
 def save_ours(model: nn.Module, example: Inputs, out: Path) -> None:
-    target = out.stem.removeprefix("ours-")
-    quantized = pj.quantize(model, example, calibration(example), target=target)
-    write_json(out.with_suffix(".json"), pj.export(quantized, example, out, target=target).to_json())
+    """What ``fastest_mix`` takes when only time counts; weights are random, so there is nothing to lose."""
+    target = pj.quant.target_named(out.stem.removeprefix("ours-"))
+    quantizer = pj.Quantizer(model, example, calibration(example), target=target)
+    mix = pj.fastest_mix(quantizer, model, example, out, evaluate=lambda _: 0.0, least=0.0)
+    told = {"chosen": mix.chosen.name, "placement": mix.placement, "precision": mix.chosen.precision}
+    write_json(out.with_suffix(".json"), mix.chosen.artifact.to_json() | told)
 
 
 def save_nncf(source: Path, example: Inputs, out: Path) -> None:
@@ -119,16 +115,12 @@ def save_quantize_static(source: Path, example: Inputs, out: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     settings = dict(QUANTIZE_STATIC[out.stem])
-    for key, kind in (("activation_type", "QuantType"), ("weight_type", "QuantType"), ("quant_format", "QuantFormat")):
-        if key in settings:
-            settings[key] = getattr(getattr(quantization, kind), settings[key])
-    prepared = source
-    if out.stem != WITHOUT_PREPROCESSING:
-        prepared = out.with_suffix(".prepared")
-        quant_pre_process(str(source), str(prepared))
+    for key in ("activation_type", "weight_type"):
+        settings[key] = getattr(quantization.QuantType, settings[key])
+    prepared = out.with_suffix(".prepared")
+    quant_pre_process(str(source), str(prepared))
     quantization.quantize_static(str(prepared), str(out), _Reader(prepared, calibration(example)), **settings)
-    if prepared != source:
-        prepared.unlink()
+    prepared.unlink()
 
 
 class _Reader:

@@ -40,6 +40,7 @@ from penjing.search import fastest_mix as fastest_mix
 from penjing.task import Score as Score
 from penjing.task import Task as Task
 from penjing.train import ACDC as ACDC
+from penjing.train import Freezing as Freezing
 from penjing.train import GradualMagnitude as GradualMagnitude
 from penjing.train import GradualMovement as GradualMovement
 from penjing.train import RigL as RigL
@@ -53,6 +54,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "ChannelPlan",
+    "Freezing",
     "GradualMagnitude",
     "GradualMovement",
     "Measurement",

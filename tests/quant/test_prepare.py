@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from penjing.graph import capture
 from penjing.quant.prepare import prepare
+from penjing.quant.targets import OPENVINO
 from penjing.zoo import ZOO
 
 aten = torch.ops.aten
@@ -15,7 +16,7 @@ def test_the_function_stays_and_no_norm_is_left(name: str) -> None:
     torch.manual_seed(0)
     model, x = make().double().eval(), torch.randn(3, *shape, dtype=torch.float64)
     module = capture(model, x).module
-    prepare(module)
+    prepare(module, OPENVINO)
     with torch.no_grad():
         torch.testing.assert_close(module(x), model(x), rtol=1e-10, atol=1e-10)
         assert module(x[:1]).shape == model(x[:1]).shape  # any batch size
@@ -35,7 +36,7 @@ class Mean(nn.Module):
 def test_a_mean_over_the_map_keeps_its_dims(dims: tuple[int, ...], kept: bool) -> None:
     x = torch.randn(2, 3, 4, 5)
     module = capture(Mean(dims), x).module
-    prepare(module)
+    prepare(module, OPENVINO)
     assert torch.equal(module(x), x.mean(dims))
     (mean,) = (n for n in module.graph.nodes if n.target is aten.mean.dim)
     assert (mean.meta["val"].ndim == 4) == kept

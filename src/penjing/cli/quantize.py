@@ -30,7 +30,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     weight_bits: Annotated[int, typer.Option(help="Of weights, 2 to 8; fewer make a smaller file, not a faster one.")] = 8,
     value_bits: Annotated[int, typer.Option(help="Of what layers read and give, 2 to 8.")] = 8,
     rounding: Annotated[str, typer.Option(help=f"Of weights: {', '.join(ROUNDINGS)}.")] = "nearest",
-    observer: Annotated[str, typer.Option(help=f"Of ranges: {', '.join(OBSERVERS)}.")] = "mse",
+    observer: Annotated[str, typer.Option(help=f"Of ranges: {', '.join(OBSERVERS)}.")] = "minmax",
     grid: Annotated[str | None, typer.Option(help=f"Of values, if not the target's own: {', '.join(GRIDS)}.")] = None,
     equalize: Annotated[bool, typer.Option("--equalize", help="Even out channel ranges between layers first.")] = False,
     exclude: Exclude = None,
@@ -88,6 +88,7 @@ def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
         "file": str(artifact.path),
         "bytes": artifact.path.stat().st_size,
         "chosen": chosen.name,
+        "placement": mix.placement,
         "precision": chosen.precision or "the runtime's default",
         "score": {"before": before.value, "after": after.value, "samples": after.samples},
         "tried": [
@@ -112,8 +113,8 @@ def _tell(told: dict[str, Any], mix: Mix) -> None:
         console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", told["in_float"]))
     score = told["score"]
     console.print(
-        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({points(score['after'] - score['before'])} points) on "
-        f"{score['samples']} confirm samples; load it with precision: {told['precision']}",
+        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({points(score['after'] - score['before'])} points), "
+        f"on {score['samples']} confirm samples; load it with precision: {told['precision']}",
         highlight=False,
     )
     console.print(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)", highlight=False, soft_wrap=True)

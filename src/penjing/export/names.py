@@ -21,7 +21,7 @@ def name_layers(proto: Any, module: fx.GraphModule) -> dict[str, str]:
     theirs = [n for n in proto.graph.node if n.op_type in LAYERS]
     if len(ours) != len(theirs):
         return {}
-    why: dict[str, str] = module.meta.get("reasons", {})
+    why: dict[str, str] = module.meta.get("reasons", {layer.name: "the file is in float" for layer in ours})
     seen: Counter[str] = Counter()
     reasons = {}
     for layer, node in zip(ours, theirs, strict=True):

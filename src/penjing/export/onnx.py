@@ -16,12 +16,12 @@ from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
 from penjing.export.lower import lower
 from penjing.export.names import name_layers
-from penjing.export.norms import norms_over_channels
 from penjing.export.pools import means_to_pools
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
 from penjing.quant.learned import settle
+from penjing.quant.norms import norms_over_channels
 
 FEW = 64  # integers that are not worth packing
 
@@ -36,7 +36,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
         ExportError: The network holds an operation that ONNX does not have, or the file cannot be written.
         RecipeError: The target is not known.
     """
-    runtime = target_named(target).runtime
+    profile = target_named(target)
+    runtime = profile.runtime
     given = as_inputs(example)
     module = settle(model) if isinstance(model, fx.GraphModule) else capture(model, given).module
     dynamic = takes_any_batch(module)
@@ -45,7 +46,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     destination = Path(path)
     copied = copy.deepcopy(module).eval()
     lower(copied)
-    if runtime == "openvino":
+    if profile.channels_first:
         norms_over_channels(copied)
     try:
         proto = _converted(copied, inputs, dims)

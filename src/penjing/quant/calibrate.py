@@ -38,20 +38,23 @@ def calibrate(
     module: fx.GraphModule,
     batches: Iterable[Inputs],
     values: Set[str],
-    channels: Set[str],
     make: Callable[[], Observer],
+    *,
+    means: Set[str] = frozenset(),
+    least: Set[str] = frozenset(),
     progress: Progress = silent,
 ) -> Seen:
     """Watch the float network on all batches.
 
     Args:
         values: Names of the nodes to observe.
-        channels: Names of the nodes whose mean and least value for each channel are wanted.
+        means: Names of the nodes whose mean for each channel is wanted.
+        least: Names of other nodes, whose least value for each channel is wanted.
 
     Raises:
         DataError: There is no batch, the network does not take one, or a value is not finite.
     """
-    watch = _Watch(module, values, channels, make)
+    watch = _Watch(module, values, means, least, make)
     total = len(batches) if isinstance(batches, Sized) else 1
     with torch.no_grad(), progress("calibration", total) as advance:
         for inputs in batches:
@@ -59,15 +62,16 @@ def calibrate(
             advance(f"{watch.samples} samples")
     if not watch.samples:
         raise DataError("calibration is empty: it yields no batch; give a few hundred images")
-    means = {name: total / watch.samples for name, total in watch.totals.items()}
-    return Seen(watch.values, means, watch.lowest)
+    return Seen(watch.values, {name: total / watch.samples for name, total in watch.totals.items()}, watch.lowest)
 
 
 class _Watch(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, values: Set[str], channels: Set[str], make: Callable[[], Observer]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, values: Set[str], means: Set[str], least: Set[str], make: Callable[[], Observer]
+    ) -> None:
         super().__init__(module)
         self.values = {name: make() for name in values}
-        self.channels = channels
+        self.means, self.least = means, least
         self.totals: dict[str, Tensor] = {}
         self.lowest: dict[str, Tensor] = {}
         self.samples = 0
@@ -92,9 +96,12 @@ class _Watch(fx.Interpreter):
                 raise DataError(
                     f"calibration makes {n.name} range from {low} to {high}; look for NaN or infinity in the images"
                 )
-        if n.name in self.channels:
-            rows = value.movedim(1, 0).flatten(1) if value.ndim > 1 else value[None]
-            least = rows.amin(1)
-            self.lowest[n.name] = torch.minimum(self.lowest.get(n.name, least), least)
-            self.totals[n.name] = self.totals.get(n.name, 0) + rows.mean(1) * value.shape[0]
+        if n.name in self.means or n.name in self.least:
+            others = [d for d in range(value.ndim) if d != 1]
+            if n.name in self.means:
+                mean = value.mean(others) * value.shape[0]
+                self.totals[n.name] = self.totals.get(n.name, 0) + mean
+            else:
+                least = value.amin(others)
+                self.lowest[n.name] = torch.minimum(self.lowest.get(n.name, least), least)
         return value

@@ -79,6 +79,7 @@ class Editable:
         assert isinstance(held, fx.Node)
         name = str(held.target)
         set_tensor(self.module, name, nn.Parameter(self.weight.to(self.dtype)))
+        held.meta = held.meta | {"val": self.weight.to(self.dtype).to("meta")}  # merged weights have other sizes
         if argument(self.node, 2, None) is None and not self.bias.any():
             return
         self.node.args = (*self.node.args[:2], None, *self.node.args[3:])  # its own bias no longer counts as read

@@ -63,7 +63,8 @@ class _Places:
         self.weighted = {n for n in self.layers if n.name not in self.reasons}
         self.integer: set[fx.Node] = set()
         for n in self.nodes:  # in order: an operation between floats is not worth a way into integers and out again
-            if n.target in target.integer and n.name not in floats and not self._reads_coarse(n) and self._after_integers(n):
+            wanted = n.target in target.integer or (target.dense_concat and _is_dense(n))
+            if wanted and n.name not in floats and not self._reads_coarse(n) and self._after_integers(n):
                 self.integer.add(n)
 
     def placement(self) -> Placement:
@@ -149,6 +150,13 @@ def _is_pooled(layer: fx.Node) -> bool:
     source = layer.args[0]
     assert isinstance(source, fx.Node)
     return layer.target in CONVOLUTIONS and all(n == 1 for n in source.meta["val"].shape[2:])
+
+
+def _is_dense(node: fx.Node) -> bool:
+    """Whether a concatenation has a part that another one reads as well: it would be brought into integers many times."""
+    if node.target is not aten.cat.default:
+        return False
+    return any(sum(r.target is aten.cat.default for r in part.users) > 1 for part in node.all_input_nodes)
 
 
 def _share(module: fx.GraphModule, values: dict[str, str]) -> None:

@@ -5,17 +5,21 @@ from torch import fx
 
 from penjing.quant.fold import fold, norms_to_convolutions
 from penjing.quant.merge import merge
+from penjing.quant.norms import norms_over_channels
+from penjing.quant.targets import Target
 
 aten = torch.ops.aten
 
 
-def prepare(module: fx.GraphModule) -> None:
+def prepare(module: fx.GraphModule, target: Target) -> None:
     """Fold, merge and rewrite ``module`` in place; its function stays what it was."""
     fold(module)
     merge(module)
     fold(module)  # what stood behind a sum
     norms_to_convolutions(module)
     _keep_dims(module)
+    if target.channels_first:
+        norms_over_channels(module)
     module.graph.lint()
     module.recompile()
 

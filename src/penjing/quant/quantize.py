@@ -4,7 +4,7 @@ What comes out is a trainable module; the export writes the same graph, so what 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +17,7 @@ from penjing.quant.correct import correct_bias_from_means
 from penjing.quant.equalize import absorb_biases, equalize
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
-from penjing.quant.observers import OBSERVERS, MinMax, Observer
+from penjing.quant.observers import OBSERVERS, MinMax
 from penjing.quant.place import Placement, place
 from penjing.quant.prepare import prepare
 from penjing.quant.rounding import ROUNDINGS
@@ -77,7 +77,7 @@ class Quantizer:
         check_weights(model)
         self.reference = capture(model, as_inputs(example)).module
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
-        prepare(self.reference)
+        prepare(self.reference, target)
         if self.scheme.equalize:
             self._equalize()
         self.seen = Seen()
@@ -108,13 +108,11 @@ class Quantizer:
     def _equalize(self) -> None:
         """Even out channels between layers, and move constants out of what ReLUs let through whole."""
         clips = {n.name for n in self.reference.graph.nodes if n.target in CLIPS}
-        seen = self._calibrate(clips, set(), MinMax)
+        seen = calibrate(self.reference, self.batches, clips, MinMax, progress=self.progress)
         equalize(self.reference, seen={name: float(o.limits()[1]) for name, o in seen.values.items()})
         layers = {n.name for n in self.reference.graph.nodes if n.target in WEIGHTED}
-        absorb_biases(self.reference, self._calibrate(set(), layers, MinMax).lowest)
-
-    def _calibrate(self, values: set[str], channels: set[str], make: Callable[[], Observer]) -> Seen:
-        return calibrate(self.reference, self.batches, values, channels, make, self.progress)
+        seen = calibrate(self.reference, self.batches, set(), MinMax, least=layers, progress=self.progress)
+        absorb_biases(self.reference, seen.lowest)
 
     def inputs(self) -> Iterator[tuple[Tensor, ...]]:
         """The calibration batches."""
@@ -143,7 +141,8 @@ class Quantizer:
         if missing := set(placement.values.values()) - set(self.seen.values):
             make = entry(OBSERVERS, self.scheme.observer, "observer")
             read = {n.args[0].name for n in self.reference.graph.nodes if n.name in placement.weights}
-            self.seen.update(self._calibrate(missing, read - set(self.seen.means), make))
+            means = read - set(self.seen.means)
+            self.seen.update(calibrate(self.reference, self.batches, missing, make, means=means, progress=self.progress))
 
     def _lost(self, name: str, target: Target) -> float:
         return self.seen.values[name].typical_lost(self._value_grid(name, target, self.scheme.value_bits))
@@ -160,10 +159,10 @@ class Quantizer:
 
     def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}
-        edges = {nodes[name].args[0].name for name in self._edges(placement)}
+        edges = {placement.values.get(nodes[name].args[0].name) for name in self._edges(placement)}
         outputs = {n.name for n in self._outputs()} if self.scheme.outputs else set()
         for name, shared in placement.values.items():
-            bits = max(self.scheme.value_bits, self.scheme.edge_bits if name in edges else 0)
+            bits = max(self.scheme.value_bits, self.scheme.edge_bits if shared in edges else 0)
             kind = self.scheme.outputs if name in outputs else None
             insert_grid(module, nodes[name], shared, self._value_grid(shared, target, bits, kind))
 

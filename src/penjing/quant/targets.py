@@ -65,6 +65,8 @@ class Target:
         signed_values: The grid of values that go below zero, a name in ``GRIDS``; those that don't have an affine one.
         ends_convolution: Whether the output of every int8 convolution needs a grid.
         shared_concat: Whether concatenated values must have one grid.
+        dense_concat: Whether concatenations run in integers whose parts several concatenations read, as in DenseNet.
+        channels_first: Whether norms over channels are best written without turning channels last.
         depthwise: Whether convolutions of one input channel a group run in int8.
         pooled: Whether convolutions that read maps of one position, as in squeeze-excite, run in int8; a linear head does.
         first: Whether the first layer runs in int8.
@@ -81,6 +83,8 @@ class Target:
     signed_values: str = "affine"
     ends_convolution: bool
     shared_concat: bool
+    dense_concat: bool = True
+    channels_first: bool = False
     depthwise: bool = True
     pooled: bool = True
     first: bool = True
@@ -119,6 +123,7 @@ OPENVINO = Target(
     signed_values="symmetric",  # a zero point other than 0 costs its convolutions a correction: 10 % on MobileNetV2
     ends_convolution=False,
     shared_concat=True,
+    channels_first=True,
     needs=VNNI,
 )
 TARGETS = {

@@ -45,6 +45,7 @@ class Mix:
     Attributes:
         module: The network that the file was made from; in fake-quantized float where it has integers.
         tried: All candidates, with the chosen one.
+        placement: Which of the target's placements the integers have.
         sensitivity: ``{layer: dB}`` of signal over noise at the output with that layer alone in integers; empty where
             integers everywhere were good enough.
     """
@@ -52,6 +53,7 @@ class Mix:
     module: nn.Module
     chosen: Tried
     tried: tuple[Tried, ...]
+    placement: str = "default"
     sensitivity: Mapping[str, float] = field(default_factory=dict)
 
     def kernels(self) -> list[Kernel]:
@@ -114,6 +116,7 @@ class _Search:
         self.timed = tuple(x[:1].repeat(settings.batch, *[1] * (x.ndim - 1)) for x in example)
         self.parts: list[Path] = []
         self.noise: dict[str, float] = {}
+        self.placement = "default"
         self.modules: dict[str, nn.Module] = {}
 
     def mix(self) -> Mix:
@@ -130,9 +133,8 @@ class _Search:
             timed = self._timings([t for t in tried if t.score >= self.least])
             chosen = min(timed, key=lambda t: t.latency.value if t.latency else float("inf"))
             shown = [next((t for t in timed if t.name == old.name), old) for old in tried]
-            artifact = self._kept(chosen.artifact)
-            chosen = replace(chosen, artifact=artifact)
-            return Mix(self.modules.get(chosen.name, self.model), chosen, tuple(shown), self.noise)
+            chosen = replace(chosen, artifact=self._kept(chosen, tried))
+            return Mix(self.modules.get(chosen.name, self.model), chosen, tuple(shown), self.placement, self.noise)
         finally:
             for part in self.parts:
                 part.unlink(missing_ok=True)
@@ -141,10 +143,14 @@ class _Search:
         self.parts.append(self.path.with_name(f".{self.path.stem}.{len(self.parts)}.{name}.onnx"))
         return self.parts[-1]
 
-    def _kept(self, artifact: Artifact) -> Artifact:
+    def _kept(self, chosen: Tried, tried: Sequence[Tried]) -> Artifact:
         with whole_file(self.path) as part:
-            part.write_bytes(artifact.path.read_bytes())
-        return replace(artifact, path=self.path)
+            part.write_bytes(chosen.artifact.path.read_bytes())
+        reasons = dict(chosen.artifact.reasons)
+        if chosen.name in [t.name for t in tried[:2]]:  # a file without integers
+            held = any(t.score >= self.least for t in tried[2:])
+            reasons = dict.fromkeys(reasons, "float was faster" if held else "integers cost too much accuracy")
+        return replace(chosen.artifact, path=self.path, reasons=reasons)
 
     def _tried(self, name: str, artifact: Artifact, precision: str | None, floats: Sequence[str] = ()) -> Tried:
         score = self.evaluate(artifact.load(self.settings.threads, precision))
@@ -164,7 +170,10 @@ class _Search:
             return self.target
         times = self._times_of({"default": self.target} | together)
         best = min(times, key=lambda name: times[name])
-        return together[best] if best != "default" and times[best] < FASTER * times["default"] else self.target
+        if best == "default" or times[best] >= FASTER * times["default"]:
+            return self.target
+        self.placement = best
+        return together[best]
 
     def _times_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
         """One call's time with each profile, ms; of profiles that place alike the first alone."""

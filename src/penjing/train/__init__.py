@@ -3,6 +3,7 @@
 from penjing.train.fit import Epoch as Epoch
 from penjing.train.fit import Training as Training
 from penjing.train.fit import fit as fit
+from penjing.train.freeze import Freezing as Freezing
 from penjing.train.sparse import ACDC as ACDC
 from penjing.train.sparse import GradualMagnitude as GradualMagnitude
 from penjing.train.sparse import GradualMovement as GradualMovement

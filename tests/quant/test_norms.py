@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penjing.export.norms import norms_over_channels
 from penjing.graph import capture
+from penjing.quant.norms import norms_over_channels
 
 
 class Permuted(nn.LayerNorm):
