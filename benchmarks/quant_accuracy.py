@@ -1,4 +1,4 @@
-"""What int8 costs in accuracy, ours beside the peers': python benchmarks/quant_accuracy.py --peers FOLDER --cases FOLDER   (an hour)
+"""What int8 costs in accuracy, ours beside the peers': python benchmarks/quant_accuracy.py --peers FOLDER   (an hour)
 
 Every network of quant_cases.py is exported once; NNCF (presets performance and mixed) and ONNX Runtime's ``quantize_static``
 (after ``quant_pre_process``: MinMax, Percentile and Entropy, int8 weights with a scale for each channel) start from that file,
@@ -227,7 +227,8 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [
         "# What int8 costs in accuracy",
         "",
-        "Written by `python benchmarks/quant_accuracy.py`, whose docstring says how, from [quant_accuracy.json](quant_accuracy.json).",
+        "Written by `python benchmarks/quant_accuracy.py`, whose docstring says how, from",
+        "[quant_accuracy.json](quant_accuracy.json).",
         "Loss: float minus int8, on the same samples, ± half a 95 % interval. Flips: answers that are not the float network's.",
         "",
     ]
@@ -325,7 +326,8 @@ def main() -> None:
     results: Row = read_json(kept) if kept.exists() else {"cases": {}}
     results |= {"machine": machine(), "peers": versions(python)}
 
-    def keep() -> None:
+    def keep(name: str, found: Row) -> None:
+        results["cases"] = (read_json(kept) if kept.exists() else results)["cases"] | {name: found}  # others may write beside
         write_json(kept, results)
         with whole_file(HERE / "quant_accuracy.md") as part:
             part.write_text(table(results), encoding="utf-8")
@@ -334,20 +336,20 @@ def main() -> None:
         if given.only and name not in given.only:
             continue
         ways = FLOAT | PEERS | OURS | DEFAULT | (TENSOR if name.startswith("depthwise") else {})
-        found = results["cases"].setdefault(name, {"unit": case.unit, "rows": {}})
+        found = results["cases"].get(name, {"unit": case.unit, "rows": {}})
         judge = Judge(name, case, given.files, python)
         for way in [w for w in ways if w not in found["rows"] and (not given.way or w in given.way or w in FLOAT)]:
             found["rows"][way] = judge.row(way, ways[way])
             compared(judge, found["rows"])
             print(name, way, found["rows"][way], flush=True)
-            keep()
+            keep(name, found)
         if name == HEAVY and not given.way:
             mixes = found.setdefault("mix", {})
             for runtime, batch in ((r, b) for r in RUNTIMES for b in (1, 8)):
                 if (key := f"{runtime}, batch {batch}") not in mixes:
                     mixes[key] = mixed(judge, runtime, given.threads, batch)
                     print(name, key, mixes[key], flush=True)
-                    keep()
+                    keep(name, found)
 
 
 if __name__ == "__main__":

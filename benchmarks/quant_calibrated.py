@@ -2,8 +2,8 @@
 
     PEERS/bin/python benchmarks/quant_calibrated.py WAY FLOAT.onnx CALIBRATION.npz OUT
 
-CALIBRATION.npz has one array for every input of the network, in order, samples first. A peer sees them one by one, which is what
-NNCF's statistics and ONNX Runtime's examples are made for. NNCF writes OpenVINO's .xml and .bin, ONNX Runtime .onnx.
+CALIBRATION.npz has one array for every input of the network, in order, samples first. A peer sees them one by one, which is
+what NNCF's statistics and ONNX Runtime's examples are made for. NNCF writes OpenVINO's .xml and .bin, ONNX Runtime .onnx.
 """
 
 import argparse

@@ -173,7 +173,7 @@ def psnr(run: Run, batches: Batches) -> Score:
 
 def _noisy(real: Any) -> list[tuple[Inputs, Tensor]]:
     """The photographs of ``realdata.denoise_psnr``, with its noise, in tiles: a file has one size."""
-    generator, found = torch.Generator().manual_seed(0), []
+    generator, found = torch.Generator().manual_seed(0), list[tuple[Inputs, Tensor]]()
     for _, image in real.photos():
         clean = torch.from_numpy(image.transpose(2, 0, 1).copy())
         noisy = clean + real.SIGMA * torch.randn(clean.shape, generator=generator)
@@ -189,7 +189,7 @@ def _tiles(image: Tensor) -> Tensor:
 
 
 def _patches(real: Any) -> list[Inputs]:
-    from PIL import Image
+    from PIL import Image  # type: ignore[import-not-found, unused-ignore]
 
     generator, found = torch.Generator().manual_seed(1), []
     folder = real.wheel("scikit-image") / "skimage" / "data"

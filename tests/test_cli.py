@@ -243,3 +243,39 @@ def test_python_dash_m(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "penjing", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "compress" in done.stdout
+
+
+QUANTIZE = ["--data", "own_model:task", "--max-drop", "2"]
+
+
+def test_quantize_a_network_and_the_same_as_onnx(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ["--model", "own_model:build", "--weights", "own.safetensors"]
+    assert penjing("quantize", *made, *QUANTIZE, "--out", "int8.onnx", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {t["candidate"] for t in told["tried"]} >= {"fp32", "the runtime's float", "integers"}
+    assert told["score"]["after"] >= told["score"]["before"] - 0.03
+    assert (here / "int8.onnx").stat().st_size == told["bytes"]
+    assert penjing("export", *made, "--data", "own_model:task", "--out", "float.onnx") == 0
+    capsys.readouterr()
+    assert penjing("quantize", "float.onnx", *QUANTIZE, "--target", "openvino", "--out", "again.onnx") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "integers" in printed
+    assert "points) on 512 confirm samples" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "either an ONNX file or --model"),
+        (["absent.onnx"], "absent.onnx"),
+        (["own_model.py"], "own_model.py"),
+        (["absent.onnx", "--weights", "own.safetensors"], "--weights is for --model"),
+        (["--model", "own_model:build", "--weight-bits", "9"], "from 2 to 8"),
+        (["--model", "own_model:build", "--rounding", "up"], "rounding 'up' is not known"),
+        (["--model", "own_model:build", "--target", "tpu"], "target 'tpu' is not known"),
+    ],
+)
+def test_mistakes_of_quantize_are_told(words: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert penjing("quantize", *words, *QUANTIZE, "--out", "never.onnx") == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (here / "never.onnx").exists()

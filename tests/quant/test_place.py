@@ -93,6 +93,22 @@ def test_a_layer_whose_input_no_grid_fits_stays_in_float() -> None:
     assert far > 0.3
 
 
+def test_biases_are_what_int8_kernels_add_and_never_overflow() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(3, 8, 3).eval(), torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        model.weight[:4] = 0  # dead channels, whose bias is all that is left of them
+        model.weight[4] *= 1e-9
+    module = quantize(model, x, [x])
+    (layer,) = layers(module)
+    bias = module.get_parameter(str(layer.bias)).detach().double()
+    step = value_grid(module, layer.node.args[0]).scale.double() * layer.grid.scale.double().flatten()  # type: ignore[union-attr,arg-type]
+    integers = bias / step
+    torch.testing.assert_close(integers, integers.round(), rtol=1e-6, atol=1e-3)
+    assert integers.abs().max() < 2**31
+    torch.testing.assert_close(bias[:4], model.bias.detach()[:4].double(), rtol=0, atol=1e-4)
+
+
 def test_weights_have_seven_bits_without_vnni() -> None:
     x = torch.randn(2, 3, 8, 8)
     module = quantize(nn.Conv2d(3, 8, 3), x, [x], target="onnxruntime-avx2")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.quant.editable import free_name, new_parameter
-from penjing.quant.insert import Layer, layers
+from penjing.quant.insert import Layer, layers, value_grid
 from penjing.quant.lockstep import Lockstep, channel_dim, own, parameter, unquantized
 from penjing.quant.targets import TRANSPOSED
 from penjing.score.flow import Batch
@@ -64,6 +64,22 @@ def correct_bias_from_means(module: fx.GraphModule, means: Mapping[str, Tensor])
             weight = parameter(module, layer.weight).detach()
             error = layer.grid.nearest(weight).double() - weight.double()
             _shift(module, layer, -_through(layer, error, means[_source(layer).name].double()))
+
+
+def round_biases(module: fx.GraphModule) -> None:
+    """Round biases to what int8 kernels add: 32-bit integers, in steps of the product of both scales; in place.
+
+    A runtime does so anyway; done here, the module computes what the file computes (arXiv:1712.05877, 2.4).
+    """
+    for layer in layers(module):
+        source = layer.node.args[0]
+        grid = value_grid(module, source) if isinstance(source, fx.Node) else None
+        if layer.bias is None or grid is None or not own(module, layer.bias):
+            continue
+        bias, scales = parameter(module, layer.bias), layer.grid.scale.double().flatten()
+        if len(scales) in (1, len(bias)):  # blocks of input channels have no integer kernel
+            step = grid.scale.double() * scales
+            bias.data = ((bias.detach().double() / step).round() * step).to(bias.dtype)
 
 
 def _source(layer: Layer) -> fx.Node:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from penjing.errors import RecipeError
 
-TINY = 1e-12  # the scale of a value that is always zero; any positive number will do, this one keeps zero exact
+TINY = 1e-12  # the least scale: its inverse is finite in float32
 BITS = range(2, 9)
 
 
@@ -100,6 +100,11 @@ def levels(bits: int, *, signed: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
+def _positive(scale: Tensor, steps: int) -> Tensor:
+    """A range of 1 where there is none: what is always zero is so on any grid, and biases are stored in steps of this one."""
+    return torch.where(scale == 0, 1 / steps, scale).clamp_min(TINY)
+
+
 Maker = Callable[[Tensor, Tensor, Tensor, int], Grid]  # (least, greatest, mean, bits) -> grid; all of the scale's shape
 
 
@@ -108,7 +113,7 @@ def symmetric(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Grid:
     del mean
     least, greatest = levels(bits, signed=True)
     largest = torch.maximum(low.abs(), high.abs()).float()
-    return Grid((largest / greatest).clamp_min(TINY), torch.zeros_like(largest, dtype=torch.int32), least, greatest)
+    return Grid(_positive(largest / greatest, greatest), torch.zeros_like(largest, dtype=torch.int32), least, greatest)
 
 
 def affine(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Grid:
@@ -116,7 +121,7 @@ def affine(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Grid:
     del mean
     least, greatest = levels(bits, signed=False)
     low, high = low.clamp(max=0).double(), high.clamp(min=0).double()
-    scale = ((high - low) / greatest).clamp_min(TINY)
+    scale = _positive((high - low) / greatest, greatest)
     zero_point = (-low / scale).round().clamp(least, greatest)
     return Grid(scale.float(), zero_point.int(), least, greatest)
 
@@ -134,7 +139,7 @@ def mean_centered(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Gri
     _, half = levels(bits, signed=True)
     low, high = low.clamp(max=0).double(), high.clamp(min=0).double()
     mean = mean.double()
-    scale = (torch.maximum(high - mean, mean - low) / half).clamp_min(TINY)
+    scale = _positive(torch.maximum(high - mean, mean - low) / half, half)
     center = (mean / scale).round()
     # In unsigned integers the code of the mean is 2 ** (bits - 1), so that zero is as far below as the mean is above it.
     zero_point = (half + 1 - center).clamp(0, 2 * half + 1)

@@ -5,15 +5,15 @@ What comes out is a trainable module; the export writes the same graph, so what 
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.errors import entry
 from penjing.graph import as_inputs, capture, check_weights
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
-from penjing.quant.correct import correct_bias_from_means
+from penjing.quant.correct import correct_bias_from_means, round_biases
 from penjing.quant.equalize import absorb_biases, equalize
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
@@ -100,9 +100,10 @@ class Quantizer:
         module.graph.lint()
         module.recompile()
         if self.scheme.rounding != "nearest":
-            entry(ROUNDINGS, self.scheme.rounding, "rounding")(self.reference, module, list(self.inputs()), self.progress)
+            ROUNDINGS[self.scheme.rounding](self.reference, module, list(self.inputs()), self.progress)
         elif self.scheme.correct_bias:
             correct_bias_from_means(module, self.seen.means)
+        round_biases(module)
         return module
 
     def _equalize(self) -> None:
@@ -139,7 +140,7 @@ class Quantizer:
     def _watch(self, placement: Placement) -> None:
         """Calibrate the values that were not seen yet."""
         if missing := set(placement.values.values()) - set(self.seen.values):
-            make = entry(OBSERVERS, self.scheme.observer, "observer")
+            make = OBSERVERS[self.scheme.observer]
             read = {n.args[0].name for n in self.reference.graph.nodes if n.name in placement.weights}
             means = read - set(self.seen.means)
             self.seen.update(calibrate(self.reference, self.batches, missing, make, means=means, progress=self.progress))
@@ -155,7 +156,9 @@ class Quantizer:
             if weight.name not in done:
                 done.add(weight.name)
                 bits = min(target.weight_bits, self.scheme.edge_bits if name in edges else self.scheme.weight_bits)
-                insert_grid(module, weight, weight.name, weight_grid(tensor(module, weight).detach(), axis, bits, self.scheme))
+                grid = weight_grid(tensor(module, weight).detach(), axis, bits, self.scheme)
+                grid = self._with_room(grid, module, nodes[name], placement, target)
+                insert_grid(module, weight, weight.name, grid)
 
     def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}
@@ -165,6 +168,18 @@ class Quantizer:
             bits = max(self.scheme.value_bits, self.scheme.edge_bits if shared in edges else 0)
             kind = self.scheme.outputs if name in outputs else None
             insert_grid(module, nodes[name], shared, self._value_grid(shared, target, bits, kind))
+
+    def _with_room(self, grid: Grid, module: fx.GraphModule, layer: fx.Node, placement: Placement, target: Target) -> Grid:
+        """The grid with scales large enough for the bias: runtimes keep it in 32 bits, in steps of both scales' product."""
+        source, bias = layer.args[0], layer.args[2] if len(layer.args) > 2 else None
+        shared = placement.values.get(source.name) if isinstance(source, fx.Node) else None
+        if bias is None or shared is None:
+            return grid
+        step = self._value_grid(shared, target, self.scheme.value_bits).scale
+        least = tensor(module, bias).detach().abs() / (step * 2**30)  # half of what 32 bits hold: correction may add to it
+        fits = grid.scale.ndim and grid.scale.numel() == least.numel()
+        least = least.view(grid.scale.shape) if fits else least.max()
+        return replace(grid, scale=torch.maximum(grid.scale, least))
 
     @staticmethod
     def _edges(placement: Placement) -> set[str]:
@@ -184,7 +199,7 @@ def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:
     """The grid of a weight; ``axis`` is the dim of its output channels."""
     parts = counts(weight.shape, axis, scheme.block)
     rows = blocked(weight, parts)
-    observer = entry(OBSERVERS, scheme.weight_observer, "observer")(bits=bits, signed=scheme.weights == "symmetric")
+    observer = OBSERVERS[scheme.weight_observer](bits=bits, signed=scheme.weights == "symmetric")
     observer.update(rows)
     low, high = observer.limits()
     return GRIDS[scheme.weights](low.view(parts), high.view(parts), rows.mean(1).view(parts), bits)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from penjing.errors import RecipeError, entry
 from penjing.quant.grids import GRIDS, levels
+from penjing.quant.observers import OBSERVERS
+from penjing.quant.rounding import ROUNDINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +32,8 @@ class Scheme:
             levels(bits, signed=True)
         for name in (self.weights, self.values or "affine", self.outputs or "affine"):
             entry(GRIDS, name, "grid")
+        for name in (self.weight_observer, self.observer):
+            entry(OBSERVERS, name, "observer")
+        entry(ROUNDINGS, self.rounding, "rounding")
         if not (self.block in ("tensor", "channel") or (isinstance(self.block, int) and self.block > 0)):
             raise RecipeError(f"block is {self.block!r}; give 'tensor', 'channel' or a number of input channels")

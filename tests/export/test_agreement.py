@@ -1,0 +1,73 @@
+"""The file computes what the fake-quantized module computes, whatever the values between the layers look like."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penjing.data import fashion_batches, fashion_sample
+from penjing.export import RUNTIMES, export
+from penjing.quant import Scheme, quantize
+from penjing.zoo import fashion_resnet20
+
+
+class Kinds(nn.Module):
+    """Unsigned, signed, one-sided and constant values, one after another, and added to one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(1, 24, 3, 2), nn.Conv2d(24, 24, 3, 2), nn.Conv2d(24, 24, 1)
+        self.constant, self.head = nn.Conv2d(24, 24, 1), nn.Linear(24, 10)
+        nn.init.zeros_(self.constant.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unsigned = torch.relu(self.first(x))
+        signed = nn.functional.hardswish(self.second(unsigned))
+        negative = -torch.relu(self.third(signed))
+        y = signed + self.constant(negative) + negative
+        z: Tensor = self.head(y.mean((2, 3)))
+        return z
+
+
+def images() -> Tensor:
+    x: Tensor = next(iter(fashion_batches(fashion_sample().search, 1000)))[0]
+    return x
+
+
+def trained() -> tuple[nn.Module, Tensor]:
+    return fashion_resnet20(), images()
+
+
+def kinds() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Kinds().eval(), images()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("make", [trained, kinds])
+def test_the_file_agrees_with_the_module(make: Callable[[], tuple[nn.Module, Tensor]], target: str, tmp_path: Path) -> None:
+    model, x = make()
+    module = quantize(model, x[:1], x[:256].split(64), target=target)
+    artifact = export(module, x[:1], tmp_path / "net.onnx", target=target)
+    with torch.no_grad():
+        expected = module(x)
+    step = float((expected.max() - expected.min()) / 255)
+    for runtime in RUNTIMES:
+        found = artifact.on(runtime).load(1, "f32")(x)
+        own = runtime == target  # the other runtime takes the file as well, and rounds in other places
+        assert (found.argmax(1) == expected.argmax(1)).double().mean() >= (0.999 if own else 0.99), runtime
+        assert (found - expected).abs().mean() < (step / 3 if own else step), runtime
+
+
+@pytest.mark.parametrize("grid", ["affine", "symmetric", "mean_centered"])
+def test_outputs_lie_on_their_grid(grid: str) -> None:
+    model, x = kinds()
+    module = quantize(model, x[:1], [x[:64]], scheme=Scheme(outputs=grid))
+    with torch.no_grad():
+        y = module(x[:64])
+    (name,) = (n.args[0].args[1].target for n in module.graph.nodes if n.op == "output")
+    step = module.get_buffer(str(name))
+    assert ((y / step) - (y / step).round()).abs().max() < 1e-3
+    assert y.unique().numel() <= 256
