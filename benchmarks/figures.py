@@ -95,8 +95,48 @@ def sparse() -> str:
     )
 
 
+def latency() -> str:
+    found = read_json(HERE / "quant_latency.json")["batches"]["1"]
+    told = []
+    for runtime, name, peer in (("openvino", "OpenVINO", "NNCF's"), ("onnxruntime", "ONNX Runtime", "`quantize_static`'s")):
+        rows = [r for r in found[runtime].values() if "over_peer" in r and "over_float" in r]
+        peers, floats = ([r[key]["median"] for r in rows] for key in ("over_peer", "over_float"))
+        told.append(
+            f"in {name} {statistics.geometric_mean(peers):.2f} of the time of {peer} file in the geometric mean over "
+            f"{len(rows)} networks, at most {max(peers):.2f}, and {statistics.geometric_mean(floats):.2f} (at most "
+            f"{max(floats):.2f}) of that of the network in the runtime's own float"
+        )
+    return f"- **Latency**, batch 1, {'; '.join(told)} ([table](benchmarks/quant_latency.md))."
+
+
+def accuracy() -> str:
+    cases = read_json(HERE / "quant_accuracy.json")["cases"]
+    told = []
+    for name in ("P1 ResNet-20", "P3 FFDNet", "P4 text lines", "depthwise", "norm-last", "U-Net"):
+        (unit, times), rows = cases[name]["unit"], cases[name]["rows"]
+        lost = {k: -times * r["float"]["difference"] for k, r in rows.items()}
+        ours = min(lost["ours, openvino"], lost["ours, onnxruntime"])
+        peer = min(v for k, v in lost.items() if k.startswith(("nncf", "ort")))
+        told.append(f"{name} {ours:.2f} against {peer:.2f} {unit}")
+    return (
+        "- **What int8 loses**, with 256 images to calibrate, in the better runtime, against the best of NNCF's and "
+        f"`quantize_static`'s settings: {'; '.join(told)} ([table, with intervals](benchmarks/quant_accuracy.md))."
+    )
+
+
+def few_bits() -> str:
+    rows = read_json(HERE / "quant_training.json")["rows"]
+    by = {key.split(", seed")[0]: row["accuracy"] for key, row in rows.items() if key.endswith("seed 0")}
+    return (
+        f"- **Four bits** for weights and values, the demo's network: {by['4 bits: not trained']:.2f} % without training, "
+        f"{by['4 bits: LSQ']:.2f} % after 100 steps with learned steps, {by['32 bits: not trained']:.2f} % in float "
+        "([table](benchmarks/quant_training.md))."
+    )
+
+
 def block() -> str:
-    return "\n".join([coverage(), without_training(), after_training(), sparse()]) + "\n"
+    pruning = [coverage(), without_training(), after_training(), sparse()]
+    return "\n".join([*pruning, latency(), accuracy(), few_bits()]) + "\n"
 
 
 def main() -> None:

@@ -2,16 +2,17 @@
 
 Every network of quant_cases.py is exported once; NNCF (presets performance and mixed) and ONNX Runtime's ``quantize_static``
 (after ``quant_pre_process``: MinMax, Percentile and Entropy, int8 weights with a scale for each channel) start from that file,
-ours from the same module. All are calibrated with the same 256 samples and judged as files in their runtime, on the same test
-samples, so that differences are paired; layers that stay in float run in fp32, except where a row says *default precision*. For
+ours from the same module. Entropy as ``quantize_static`` runs it has one range to choose from, that of MinMax, so those two
+files are the same. All are calibrated with the same 256 samples and judged as files in their runtime, on the same test samples,
+so that differences are paired; layers that stay in float run in fp32, except where a row says *default precision*. For
 classifiers it counts answers that are not the float network's. ``agreement`` compares our file with the fake-quantized module:
 the share of samples with the same arg-max, and the mean error in steps of 1/255 of the outputs' range. Depthwise networks are
 also quantized with one scale for each weight tensor, with equalization and without.
 
 The U-Net's last rows are what ``fastest_mix`` gives that may lose 1 % of the metric, timed in turns with the float file.
 
-Rows are written to benchmarks/quant_accuracy.json and benchmarks/quant_accuracy.md as they are made, and not made again: leave
-out by hand what shall be. ``--peers`` is the environment of quant_latency.py; ``--cases`` names a folder with ``realdata.py``.
+Rows are written to benchmarks/quant_accuracy.json and benchmarks/quant_accuracy.md as they are made, and not made again,
+except ours when the library's sources have changed. ``--peers`` is the environment of quant_latency.py; ``--cases`` names a folder with ``realdata.py``.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from quant_calibrated import NNCF, ORT
 from quant_cases import Case, cases
-from quant_latency import environment, versions
+from quant_latency import environment, sources, versions
 from torch import Tensor, nn
 
 import penjing as pj
@@ -139,7 +140,9 @@ class Judge:
     def _ours(self, way: Way) -> tuple[Path, Row]:
         module = pj.quantize(self.model, self.example, self.calibration, target=way.runtime, scheme=way.scheme)
         artifact = pj.export(module, self.example, self.folder / f"ours-{way.runtime}.onnx", target=way.runtime)
-        return artifact.path, {"agreement": self._agreement(artifact, module, way), "float layers": len(artifact.reasons)}
+        told = {"sources": sources(), "observer": way.scheme.observer if way.scheme else ""}
+        agreed = self._agreement(artifact, module, way)
+        return artifact.path, told | {"agreement": agreed, "float layers": len(artifact.reasons)}
 
     def _agreement(self, artifact: Artifact, module: nn.Module, way: Way) -> Row:
         batches, samples = list[tuple[Tensor, ...]](), 0
@@ -208,6 +211,7 @@ def mixed(judge: Judge, runtime: str, threads: int, batch: int) -> Row:
     times = {name: m.value for name, m in compare(runs, *inputs, seconds=3).items()}
     kernels = [k for k in mix.kernels() if k.weighted]
     return {
+        "sources": sources(),
         "score": mix.chosen.score,
         "least": least,
         "chosen": mix.chosen.name,
@@ -242,8 +246,8 @@ def _case(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     samples = max(r["samples"] for r in rows.values())
     yield f"**{name}**, {samples} samples; loss in {unit}"
     yield ""
-    yield "| | score | loss | flips | agreement: arg-max | mean error, steps | layers in float |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield "| | score | loss | flips | agreement: arg-max | mean error, steps | layers in float | observer |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---|"
     for way in (w for w in (*FLOAT, *PEERS, *OURS, *DEFAULT, *TENSOR) if w in rows):
         row = rows[way]
         loss, agreed = row.get("float"), row.get("agreement", {})
@@ -254,6 +258,7 @@ def _case(name: str, found: Mapping[str, Any]) -> Iterator[str]:
             f"{agreed['argmax']:.2%}" if "argmax" in agreed else "",
             f"{agreed['error']:.3f}" if agreed else "",
             str(row.get("float layers", "")),
+            row.get("observer", ""),
         ]
         yield f"| {way} | " + " | ".join(cells) + " |"
     if found.get("mix"):
@@ -312,6 +317,11 @@ def _failed(name: str, case: Mapping[str, Any]) -> Iterator[str]:
 # The command.
 
 
+def _wanted(row: Row | None, way: Way) -> bool:
+    """Whether the row is missing, or is ours and made by other sources."""
+    return row is None or (way.scheme is not None and row.get("sources") != sources())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="the peers' virtual environment; made where there is none")
@@ -338,7 +348,9 @@ def main() -> None:
         ways = FLOAT | PEERS | OURS | DEFAULT | (TENSOR if name.startswith("depthwise") else {})
         found = results["cases"].get(name, {"unit": case.unit, "rows": {}})
         judge = Judge(name, case, given.files, python)
-        for way in [w for w in ways if w not in found["rows"] and (not given.way or w in given.way or w in FLOAT)]:
+        for way in [
+            w for w in ways if _wanted(found["rows"].get(w), ways[w]) and (not given.way or w in given.way or w in FLOAT)
+        ]:
             found["rows"][way] = judge.row(way, ways[way])
             compared(judge, found["rows"])
             print(name, way, found["rows"][way], flush=True)
@@ -346,7 +358,7 @@ def main() -> None:
         if name == HEAVY and not given.way:
             mixes = found.setdefault("mix", {})
             for runtime, batch in ((r, b) for r in RUNTIMES for b in (1, 8)):
-                if (key := f"{runtime}, batch {batch}") not in mixes:
+                if mixes.get(key := f"{runtime}, batch {batch}", {}).get("sources") != sources():
                     mixes[key] = mixed(judge, runtime, given.threads, batch)
                     print(name, key, mixes[key], flush=True)
                     keep(name, found)

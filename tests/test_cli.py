@@ -245,7 +245,7 @@ def test_python_dash_m(tmp_path: Path) -> None:
     assert "compress" in done.stdout
 
 
-QUANTIZE = ["--data", "own_model:task", "--max-drop", "2"]
+QUANTIZE = ["--data", "own_model:task", "--max-drop", "2", "--no-placements"]
 
 
 def test_quantize_a_network_and_the_same_as_onnx(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

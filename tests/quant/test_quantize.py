@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import DataError, ModelError, RecipeError
-from penjing.quant import TARGETS, quantize
+from penjing.quant import TARGETS, Scheme, quantize
 from penjing.quant.targets import WEIGHTED
 from penjing.zoo import ZOO
 
@@ -80,6 +80,14 @@ def test_mistakes_are_told() -> None:
         quantize(model, x, [])
     with pytest.raises(DataError, match="NaN"):
         quantize(model, x, [x, x * float("nan")])
+    with pytest.raises(DataError, match="constant: every number of input_1 is 0.5"):
+        quantize(model, x, [torch.full_like(x, 0.5)])
+    with pytest.raises(DataError, match=r"does not take what calibration yields, inputs of shape \[\(2, 3, 8, 8\)\]"):
+        quantize(model, x, [torch.randn(2, 3, 8, 8)])
+    with pytest.raises(RecipeError, match="from 2 to 8"):
+        Scheme(value_bits=1)
+    with pytest.raises(RecipeError, match="rounding 'up' is not known"):
+        Scheme(rounding="up")
     with pytest.raises(RecipeError, match="onnxruntime"):
         quantize(model, x, [x], target="tensorrt")
     model[0].weight.data[0] = float("nan")

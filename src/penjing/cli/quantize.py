@@ -30,11 +30,12 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     weight_bits: Annotated[int, typer.Option(help="Of weights, 2 to 8; fewer make a smaller file, not a faster one.")] = 8,
     value_bits: Annotated[int, typer.Option(help="Of what layers read and give, 2 to 8.")] = 8,
     rounding: Annotated[str, typer.Option(help=f"Of weights: {', '.join(ROUNDINGS)}.")] = "nearest",
-    observer: Annotated[str, typer.Option(help=f"Of ranges: {', '.join(OBSERVERS)}.")] = "minmax",
+    observer: Annotated[str, typer.Option(help=f"Of ranges: {', '.join(OBSERVERS)}.")] = "cautious_mse",
     grid: Annotated[str | None, typer.Option(help=f"Of values, if not the target's own: {', '.join(GRIDS)}.")] = None,
     equalize: Annotated[bool, typer.Option("--equalize", help="Even out channel ranges between layers first.")] = False,
     exclude: Exclude = None,
     batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
+    placements: Annotated[bool, typer.Option(help="Also try the target's other placements, and take the fastest.")] = True,
     as_json: Json = False,
 ) -> None:
     """Give a network integers, placed for a runtime, without training; layers that suffer too much stay in float.
@@ -51,7 +52,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     )  # fmt: skip
     images = [x for x, _ in images_of(task) or ()]
     quantizer = Quantizer(net, example, images, target=target_named(target), scheme=scheme, progress=bars)
-    settings = MixSettings(threads=cores(), batch=batch)
+    settings = MixSettings(threads=cores(), batch=batch, placements=placements)
     before = task.metric(_in_eval(net), task.search).value
     mix = fastest_mix(
         quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,

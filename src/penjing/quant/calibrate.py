@@ -1,6 +1,6 @@
 """One pass over the calibration data: the range of every value that gets a grid, and the mean of what every layer reads."""
 
-from collections.abc import Callable, Iterable, Set, Sized
+from collections.abc import Callable, Iterable, Mapping, Set, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,7 @@ def calibrate(
         least: Names of other nodes, whose least value for each channel is wanted.
 
     Raises:
-        DataError: There is no batch, the network does not take one, or a value is not finite.
+        DataError: There is no batch, the network does not take one, a value is not finite, or all inputs are constant.
     """
     watch = _Watch(module, values, means, least, make)
     total = len(batches) if isinstance(batches, Sized) else 1
@@ -62,7 +62,15 @@ def calibrate(
             advance(f"{watch.samples} samples")
     if not watch.samples:
         raise DataError("calibration is empty: it yields no batch; give a few hundred images")
+    _check_inputs(module, watch.values)
     return Seen(watch.values, {name: total / watch.samples for name, total in watch.totals.items()}, watch.lowest)
+
+
+def _check_inputs(module: fx.GraphModule, values: Mapping[str, Observer]) -> None:
+    inputs = {n.name: values[n.name] for n in module.graph.nodes if n.op == "placeholder" and n.name in values}
+    if inputs and all(bool(o.low == o.high) for o in inputs.values()):
+        told = " and ".join(f"every number of {name} is {float(o.low):g}" for name, o in inputs.items())
+        raise DataError(f"calibration is constant: {told}; give images as the network will see them")
 
 
 class _Watch(fx.Interpreter):

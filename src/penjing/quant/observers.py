@@ -7,7 +7,9 @@ With heavy tails, where a few numbers are far larger than the rest, the choice m
 - ``percentile`` cuts a fixed share at either end, whatever is lost there.
 - ``mse`` cuts where the squared error is least. A number a thousand times the typical ones is worth a million of them: it stays
   unless it is rarer than that, though the typical ones may then land on zero (``typical_lost`` tells).
-- ``entropy`` cuts where the distribution keeps its shape; how large a rare number is counts for nothing.
+- ``cautious_mse`` does the same with errors of what is cut counted four times; the default.
+- ``entropy`` cuts where the distribution keeps its shape; how large a rare number is counts for nothing. At 8 bits
+  it often loses 10 dB against the others; it is here for comparison.
 """
 
 import copy
@@ -209,6 +211,7 @@ class MeanSquare(Searched):
     hardly worse by the numbers themselves.
     """
 
+    clipped: ClassVar[float] = 1.0  # how often the error of what lies outside of the range counts
     work = 26 * (2 * Floats.half + 2)
     coarse = 2.0 ** (-torch.arange(24) / 3)  # 1 to 1/203
     fine = 2.0 ** (torch.arange(-8, 9) / 24)
@@ -247,16 +250,22 @@ class MeanSquare(Searched):
         """What a row is measured in, ``(rows,)``: cubes of tiny or huge steps would leave the range of float32."""
         return largest(self.low, self.high)[part].clamp_min(torch.finfo(torch.float32).tiny)
 
-    @staticmethod
-    def _error(edges: Tensor, density: Tensor, grid: Grid) -> Tensor:
+    def _error(self, edges: Tensor, density: Tensor, grid: Grid) -> Tensor:
         """The squared error of each range, ``(rows, ranges)``: the exact integral over each interval."""
         scale, zero = grid.scale[:, :, None], grid.zero_point[:, :, None]
         x = edges[:, None] / scale
         q = torch.minimum(torch.maximum(x.round(), grid.low - zero), grid.high - zero)
         # The integral of (x - q)^2: each whole step adds 1/12, and beyond the last one it grows with the cube.
-        integral = q / 12 + (x - q) ** 3 / 3
+        beyond = (x - q).sign() * ((x - q).abs() - 0.5).clamp_min(0)
+        integral = q / 12 + (x - q) ** 3 / 3 + (self.clipped - 1) * beyond**3 / 3
         error = (integral.diff() @ density[:, :, None])[:, :, 0] * grid.scale**3
         return error.nan_to_num(torch.inf)
+
+
+class CautiousMeanSquare(MeanSquare):
+    """``MeanSquare`` in which the error of what is cut counts four times: other data may have more of it than what was seen."""
+
+    clipped = 4.0
 
 
 class Entropy(Searched):
@@ -345,5 +354,6 @@ OBSERVERS: dict[str, type[Observer]] = {
     "moving_average": MovingAverage,
     "percentile": Percentile,
     "mse": MeanSquare,
+    "cautious_mse": CautiousMeanSquare,
     "entropy": Entropy,
 }

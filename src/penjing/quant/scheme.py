@@ -20,7 +20,7 @@ class Scheme:
     outputs: str | None = None  # also put such a grid on what the network gives
     block: str | int = "channel"  # weights that share a scale: "tensor", "channel", or so many input channels of one
     weight_observer: str = "minmax"  # a name in OBSERVERS: how the range of weights is chosen
-    observer: str = "minmax"  # the same of values
+    observer: str = "cautious_mse"  # the same of values
     equalize: bool = False  # even out channel ranges between layers first; needed where block is "tensor"
     rounding: str = "nearest"  # a name in ROUNDINGS; "gptq" and "adaround" for 4 bits and fewer
     correct_bias: bool = True  # keep the mean of every channel
