@@ -11,8 +11,9 @@ also quantized with one scale for each weight tensor, with equalization and with
 
 The U-Net's last rows are what ``fastest_mix`` gives that may lose 1 % of the metric, timed in turns with the float file.
 
-Rows are written to benchmarks/quant_accuracy.json and benchmarks/quant_accuracy.md as they are made, and not made again,
-except ours when the library's sources have changed. ``--peers`` is the environment of quant_latency.py; ``--cases`` names a folder with ``realdata.py``.
+Rows are written to benchmarks/quant_accuracy.json and benchmarks/quant_accuracy.md as they are made, and not made again, except
+ours when the library's sources have changed. ``--peers`` is the environment of quant_latency.py; ``--cases`` names a folder
+with ``realdata.py``.
 """
 
 import argparse

@@ -22,7 +22,7 @@ class Scheme:
     weight_observer: str = "minmax"  # a name in OBSERVERS: how the range of weights is chosen
     observer: str = "cautious_mse"  # the same of values
     equalize: bool = False  # even out channel ranges between layers first; needed where block is "tensor"
-    rounding: str = "nearest"  # a name in ROUNDINGS; "gptq" and "adaround" for 4 bits and fewer
+    rounding: str = "nearest"  # a name in ROUNDINGS; "gptq" is the best that we measured at 4 bits and fewer
     correct_bias: bool = True  # keep the mean of every channel
     lost: float = 0.9  # where more than this share of what is not zero would become zero, a layer's input stays in float
     exclude: tuple[str, ...] = ()  # patterns of parameter names; those layers stay in float
