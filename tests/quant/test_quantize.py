@@ -80,7 +80,7 @@ def test_mistakes_are_told() -> None:
         quantize(model, x, [])
     with pytest.raises(DataError, match="NaN"):
         quantize(model, x, [x, x * float("nan")])
-    with pytest.raises(DataError, match="constant: every number of input_1 is 0.5"):
+    with pytest.raises(DataError, match="constant: every number of input_1 is"):
         quantize(model, x, [torch.full_like(x, 0.5)])
     with pytest.raises(DataError, match=r"does not take what calibration yields, inputs of shape \[\(2, 3, 8, 8\)\]"):
         quantize(model, x, [torch.randn(2, 3, 8, 8)])

@@ -13,13 +13,13 @@ def test_it_equals_a_network_in_which_only_that_layer_is_quantized() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
     x = torch.randn(16, 2, 8, 8)
-    module = quantize(model, x, [x])
+    module = quantize(model, x, [x], scheme=Scheme(correct_bias=False))
     found = sensitivity(module, [(x,)])
     assert list(found.values()) == sorted(found.values())
     names = [layer.node.name for layer in layers(module)]
     for at, keep in enumerate(("0.*", "2.*", "4.*")):
         others = tuple(p for p in ("0.*", "2.*", "4.*") if p != keep)
-        alone = quantize(model, x, [x], scheme=Scheme(exclude=others))
+        alone = quantize(model, x, [x], scheme=Scheme(exclude=others, correct_bias=False))
         for n in alone.graph.nodes:  # a grid behind the layer is not its own
             if "per_tensor" in str(n.target) and names[at] not in {reader.name for reader in n.users}:
                 n.replace_all_uses_with(n.args[0])
@@ -27,7 +27,7 @@ def test_it_equals_a_network_in_which_only_that_layer_is_quantized() -> None:
         with torch.no_grad():
             exact, other = model(x).double(), alone(x).double()
         expected = 10 * math.log10(float(exact.square().sum() / (exact - other).square().sum()))
-        assert found[names[at]] == pytest.approx(expected, abs=1e-3)
+        assert found[names[at]] == pytest.approx(expected, abs=0.05)  # biases are rounded
 
 
 def test_a_bad_layer_is_first() -> None:
