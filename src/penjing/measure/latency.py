@@ -1,5 +1,6 @@
 """How long one call takes, compared fairly: the contenders take turns in one process, and medians are quoted."""
 
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,8 @@ from penjing.measure.measurement import Measurement
 from penjing.progress import Progress, silent
 from penjing.task import Run
 
-AT_LEAST, AT_MOST = 15, 300  # rounds
+AT_LEAST, AT_MOST = 15, 300  # turns
+TURN, BEFORE = 20.0, 2  # ms that a turn lasts, two calls at least; and untimed calls before it
 
 
 def latency(run: Run, *inputs: Tensor | np.ndarray, seconds: float = 1.0) -> Measurement:
@@ -24,20 +26,24 @@ def compare(
 ) -> dict[str, Measurement]:
     """The time of one call of each, in milliseconds, taken in turns so that a busy moment falls on all of them.
 
-    Every timed call follows an untimed one of its own, so that none starts with what another left in the caches.
+    A turn is a few calls in a row, of which the first two are not timed, so that none starts with what another left in the
+    caches: one call by itself says too much about its predecessor. Its time is the median of the others.
 
     Args:
         seconds: About how long to measure each.
     """
     arrays = [x.numpy() if isinstance(x, Tensor) else x for x in inputs]
     once = {name: min(_timed(run, arrays) for _ in range(3)) for name, run in runs.items()}
-    rounds = int(min(AT_MOST, max(AT_LEAST, seconds / (2 * max(once.values()) / 1e3))))
+    calls = {name: int(min(20, max(2, TURN / max(t, 1e-3)))) for name, t in once.items()}
+    longest = max((calls[name] + BEFORE) * t for name, t in once.items()) / 1e3
+    rounds = int(min(AT_MOST, max(AT_LEAST, seconds / longest)))
     times: dict[str, list[float]] = {name: [] for name in runs}
     with progress("timing", rounds) as advance:
         for _ in range(rounds):
             for name, run in runs.items():
-                run(*arrays)
-                times[name].append(_timed(run, arrays))
+                for _ in range(BEFORE):
+                    run(*arrays)
+                times[name].append(statistics.median(_timed(run, arrays) for _ in range(calls[name])))
             advance(f"batch {len(arrays[0])}")
     return {name: _summary(times[name], getattr(run, "where", "torch")) for name, run in runs.items()}
 
