@@ -16,6 +16,7 @@ from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
 from penjing.export.lower import lower
 from penjing.export.names import name_layers
+from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
@@ -54,6 +55,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
             means_to_pools(proto)
         _store_integers(proto)
         _integer_biases(proto)
+        pads_into_convolutions(proto)
         reasons = name_layers(proto, module)
         _strip(proto)
         with whole_file(destination) as part:

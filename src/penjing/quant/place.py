@@ -73,7 +73,7 @@ class _Places:
         for n in self.nodes:
             if n.name in self.coarse or self._absorbed(n) or not (self._read_as_integer(n) or self._ends_convolution(n)):
                 continue
-            source = n.args[0] if n.target in PASSING else None
+            source = n.args[0] if n.target in PASSING or _pads_zeros(n) else None
             values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
         if self.target.shared_concat:
             _share(self.module, values)
@@ -150,6 +150,14 @@ def _is_pooled(layer: fx.Node) -> bool:
     source = layer.args[0]
     assert isinstance(source, fx.Node)
     return layer.target in CONVOLUTIONS and all(n == 1 for n in source.meta["val"].shape[2:])
+
+
+def _pads_zeros(node: fx.Node) -> bool:
+    """Whether the node puts zeros around a value: they are on its grid."""
+    if node.target is not aten.pad.default:
+        return False
+    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])[:2]
+    return mode == "constant" and value in (None, 0)
 
 
 def _is_dense(node: fx.Node) -> bool:
