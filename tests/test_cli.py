@@ -260,7 +260,7 @@ def test_quantize_a_network_and_the_same_as_onnx(here: Path, capsys: pytest.Capt
     assert penjing("quantize", "float.onnx", *QUANTIZE, "--target", "openvino", "--out", "again.onnx") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "integers" in printed
-    assert "points) on 512 confirm samples" in printed
+    assert "points), on 512 confirm samples" in printed
 
 
 @pytest.mark.parametrize(
