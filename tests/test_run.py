@@ -178,7 +178,7 @@ def test_an_accuracy_that_nothing_keeps_loses_no_training(tmp_path: Path, monkey
         pj.compress(network(), own, budget=Budget(max_drop=0.1), out=tmp_path / "out", settings=settings)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"run.json", "stages"}
     given = iter([1.0, 0.5])
-    monkeypatch.setattr(sys.modules["penjing.train.fit"], "_one_epoch", lambda *_: pytest.fail("it trained again"))
+    monkeypatch.setattr(sys.modules["penjing.train.fit"]._Loop, "_epoch", lambda *_: pytest.fail("it trained again"))
     assert pj.compress(network(), own, budget=Budget(max_drop=0.6), out=tmp_path / "out", settings=settings).holds
 
 

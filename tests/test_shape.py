@@ -11,7 +11,7 @@ import penjing
 
 SRC = Path(penjing.__file__).parent
 ORDER = (
-    "errors", "files", "progress", "plan", "task", "zoo", "data", "graph", "score", "prune", "quant", "distill", "train",
+    "errors", "ranks", "files", "progress", "plan", "task", "zoo", "data", "graph", "score", "prune", "quant", "distill", "train",
     "measure", "export", "search", "pack", "report", "result", "recipe", "run", "cli",
 )  # fmt: skip
 FILES = sorted(SRC.rglob("*.py"))

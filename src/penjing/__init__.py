@@ -43,9 +43,12 @@ from penjing.train import ACDC as ACDC
 from penjing.train import Freezing as Freezing
 from penjing.train import GradualMagnitude as GradualMagnitude
 from penjing.train import GradualMovement as GradualMovement
+from penjing.train import Lessons as Lessons
 from penjing.train import RigL as RigL
+from penjing.train import Taught as Taught
 from penjing.train import Training as Training
 from penjing.train import fit as fit
+from penjing.train import teach as teach
 
 __version__ = "0.1.0.dev0"
 
@@ -57,6 +60,7 @@ __all__ = [
     "Freezing",
     "GradualMagnitude",
     "GradualMovement",
+    "Lessons",
     "Measurement",
     "Mix",
     "MixSettings",
@@ -70,6 +74,7 @@ __all__ = [
     "Selection",
     "Settings",
     "Task",
+    "Taught",
     "Training",
     "__version__",
     "compress",
@@ -96,5 +101,6 @@ __all__ = [
     "score",
     "sparsify",
     "sparsify_textbook",
+    "teach",
     "zoo",
 ]

@@ -12,8 +12,8 @@ from penjing.distill import kl
 from penjing.errors import ModelError, RecipeError, TrainingError
 from penjing.prune.sparsify import sparsify
 from penjing.train import Epoch, Training, fit
-from penjing.train.fit import _Run
 from penjing.train.sparse import ACDC, GradualMagnitude, GradualMovement, RigL, SparseRun, Sparsity
+from penjing.train.state import Learner
 from tests.train.test_fit import SETTINGS, Interrupted, after, batches, network, same, task
 
 WAYS: dict[str, Callable[..., Sparsity]] = {
@@ -221,7 +221,7 @@ def test_one_swap_by_hand() -> None:
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[3.0, -1, 0, 0]]))
-    run = _Run(model, None, SETTINGS, RigL(density=0.5)).sparse
+    run = Learner(model, SETTINGS, sparsity=RigL(density=0.5)).sparse
     run.weights["weight"].grad = torch.tensor([[9.0, 9, 4, -5]])
     run.masks["weight"] = model.weight != 0
     run.swap(0.5)

@@ -4,10 +4,13 @@ import sys
 
 import torch
 
+from penjing import ranks
+
 # Each file adds its commands to the application when it is imported, in the order in which --help lists them.
 from penjing.cli.app import app, errors
 from penjing.cli.compress import demo_settings as demo_settings
 from penjing.cli.compress import demo_task as demo_task
+from penjing.cli.distill import distill_command as distill_command
 from penjing.cli.files import export_command as export_command
 from penjing.cli.prune import inspect_command as inspect_command
 from penjing.cli.quantize import quantize_command as quantize_command
@@ -17,7 +20,7 @@ from penjing.measure import cores
 
 def main() -> None:
     """Run the command line; a user's mistake is one clear line and exit code 2."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(max(1, cores() // ranks.launched()[0]))
     try:
         app()
     except PenjingError as e:

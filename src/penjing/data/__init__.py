@@ -1,5 +1,7 @@
 """Data: the embedded sample, Fashion-MNIST, and labelled images in memory."""
 
+from penjing.data.augment import AUGMENTATIONS as AUGMENTATIONS
+from penjing.data.augment import augmentation as augmentation
 from penjing.data.fashion import CLASSES as CLASSES
 from penjing.data.fashion import FashionMNIST as FashionMNIST
 from penjing.data.fashion import fashion_batches as fashion_batches

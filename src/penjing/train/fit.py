@@ -1,7 +1,5 @@
 """The training loop: any module, any loss, with or without a teacher; what is interrupted goes on where it stopped."""
 
-import copy
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,49 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penjing.distill import TeacherLoss
+from penjing import ranks
+from penjing.distill import Lesson
 from penjing.errors import DataError, RecipeError, TrainingError
-from penjing.files import read_tensors, write_tensors
 from penjing.progress import Progress, silent
-from penjing.quant.learned import rounded_weights, trained_steps
 from penjing.task import Task, as_tuple
-from penjing.train.freeze import FreezeRun, Freezing
-from penjing.train.mixing import mixed
-from penjing.train.sparse import SparseRun, Sparsity, describe
+from penjing.train.logs import Logs
+from penjing.train.mixing import Mix, cutmix, mixup, soft
+from penjing.train.recall import Recall
+from penjing.train.rehearse import rehearse
+from penjing.train.schedules import SCHEDULES
+from penjing.train.settings import Training
+from penjing.train.share import Shared, shared_run
+from penjing.train.sparse import Sparsity
+from penjing.train.state import Learner
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Settings of the loop; stochastic gradient descent with Nesterov momentum, linear warm-up and cosine decay."""
-
-    lr: float = 0.05  # at the peak
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # of weights; biases and norms have none
-    warmup: float = 0.1  # share of all steps
-    precision: str = "auto"  # "32-true", "bf16-mixed" (Lightning Fabric's names), or bf16 where the device computes in it
-    clip: float = 5.0  # largest norm of the whole gradient
-    mixup: float = 0.0  # the most of another sample that is mixed into each
-    hold_zeros: bool = True  # weights that are exactly zero, where not all of their tensor are, stay zero: they are a mask
-    scale_lr: float = 1.0  # share of ``lr`` for the steps, offsets and bounds that ``learn_steps`` made
-    freezing: Freezing | None = None  # of weights that swing between two integers; for quantized networks
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("lr", 0, 100),
-            ("momentum", 0, 1),
-            ("weight_decay", 0, 1),
-            ("warmup", 0, 1),
-            ("clip", 0, 1e9),
-            ("mixup", 0, 1),
-            ("scale_lr", 0, 100),
-        ):
-            if not low <= getattr(self, name) < high:
-                raise RecipeError(f"training.{name} is {getattr(self, name)}; give a number from {low} up to {high}")
-        if self.precision not in PRECISIONS:
-            raise RecipeError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+EXPLODED = 1e4  # times the first loss, or times 1 where that is less
 
 
 @dataclass(frozen=True)
@@ -65,26 +36,21 @@ class Epoch:
     loss: float  # mean over its batches
     lr: float  # at its last step
     seconds: float
+    metric: float | None = None  # on ``task.search``, where it is taken
 
 
-def warmup_cosine(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate at ``step`` of ``total``: up in a line, down as half a cosine (arXiv:1608.03983)."""
-    rise = max(1, round(warmup * total))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
-
-
-def fit(
+def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     model: nn.Module,
     task: Task,
     *,
     epochs: int,
     teacher: nn.Module | None = None,
-    loss: TeacherLoss | None = None,
+    loss: Callable[[Lesson], Tensor] | None = None,
     settings: Training | None = None,
     sparsity: Sparsity | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
     checkpoint: Path | None = None,
+    logs: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
@@ -93,19 +59,28 @@ def fit(
     Zeros in weights of two dimensions or more are kept (see ``Training.hold_zeros``): what ``sparsify`` cut stays cut. Not so
     those of a weight that was rounded, all of whose values lie on its grid.
 
+    Started by ``torchrun`` or ``srun``, all processes train one network: each takes its part of every batch, so the global
+    batch is the loader's, however many they are.
+
     Args:
         teacher: The network to learn from; needed by ``loss``.
-        loss: ``(output, teacher output, target) -> scalar``; without it, ``task.loss`` is used and no teacher.
+        loss: One of ``pj.distill``, or any function of a ``Lesson`` that gives a scalar; without it, ``task.loss`` is used
+            and no teacher.
         sparsity: How to become sparse on the way: ``GradualMagnitude``, ``GradualMovement``, ``RigL`` or ``ACDC``.
+        augment: What is done to the first input of every batch, ``(N, ...)`` to ``(N, ...)``, on the device; teacher and
+            student see the same. Chance must come from torch's generator.
         checkpoint: Where the state is kept, written whole after every epoch. When it is there already, training goes on
             from it, and on one CPU ends with the same weights, bit for bit, as if it had not been interrupted.
+        logs: A folder for ``log.csv`` and, where tensorboardX is installed (``penjing[tensorboard]``), its events; one line an epoch.
         on_epoch: Called after every epoch, for those in the checkpoint too.
 
     Raises:
-        TrainingError: The loss is not finite; the last checkpoint stays. Or the checkpoint belongs to another run.
-        DataError: ``task.train`` is empty.
+        TrainingError: The loss is not finite or has exploded; the last checkpoint stays. Or the checkpoint belongs to
+            another run.
+        DataError: ``task.train`` is empty, or does not give the same number of batches every time.
         RecipeError: A setting is out of range, or the pattern of ``sparsity`` does not divide a layer.
-        ModelError: ``sparsity`` finds no weights to cut, or fewer that are not zero than are to stay.
+        ModelError: ``sparsity`` finds no weights to cut, or fewer that are not zero than are to stay; teacher and student do
+            not go together; a module that ``loss`` compares is not there.
     """
     if (teacher is None) != (loss is None):
         raise RecipeError("fit takes a teacher and a loss that knows it together, or neither")
@@ -113,50 +88,173 @@ def fit(
         raise RecipeError(f"epochs is {epochs}; give at least 1")
     settings = settings or Training()
     steps = _length(task)
-    run = _Run(model, teacher, settings, sparsity)
-    history = run.resume(checkpoint, epochs) if checkpoint is not None and checkpoint.exists() else []
-    for past in history:
-        if on_epoch:
-            on_epoch(past)
-    with torch.random.fork_rng(), progress("training", epochs * steps) as advance:
-        for _ in range(len(history) * steps):
-            advance("already done")
-        for epoch in range(len(history), epochs):
-            history.append(_one_epoch(run, task, loss, epoch, epochs, steps, advance))
-            if checkpoint is not None:
-                run.save(checkpoint, epochs, history)
-            if on_epoch:
-                on_epoch(history[-1])
-    return run.finished()
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        judge, classes = rehearse(model, teacher, loss, task, settings)
+        learner = Learner(model, settings, teacher=teacher, loss=judge, sparsity=sparsity)
+        loop = _Loop(learner, task, epochs, steps, classes, augment, checkpoint)
+        loop.begin()
+        with Logs(logs) as log, progress("training", epochs * steps) as advance:
+            for epoch in loop.run(advance):
+                log.write([asdict(e) for e in loop.history[: epoch.epoch]])
+                if on_epoch:
+                    on_epoch(epoch)
+    return learner.finished()
 
 
-def _one_epoch(
-    run: "_Run", task: Task, loss: TeacherLoss | None, epoch: int, epochs: int, steps: int, advance: Callable[[str], None]
-) -> Epoch:
-    # All chance in an epoch follows from its number, so that a resumed run sees what an uninterrupted one would have seen.
-    torch.manual_seed(run.settings.seed * 1_000_003 + epoch)
-    set_epoch = getattr(task.train, "set_epoch", None)
-    if set_epoch:
-        set_epoch(epoch)
-    generator = getattr(task.train, "generator", None)
-    if isinstance(generator, torch.Generator):  # a DataLoader's own
-        generator.manual_seed(run.settings.seed * 1_000_003 + epoch)
-    total, began, lr, i = 0.0, time.perf_counter(), 0.0, -1
-    for i, (inputs, target) in enumerate(task.train):
-        lr = run.settings.lr * warmup_cosine(epoch * steps + i, epochs * steps, run.settings.warmup)
-        run.sparse.at(epoch * steps + i, epochs * steps)
-        run.freeze.at(epoch * steps + i, epochs * steps)
-        value = run.step(as_tuple(inputs), target, task, loss, lr)
+class _Loop:
+    """Walks the epochs; what it must know to go on, besides the learner, is ``history``."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        task: Task,
+        epochs: int,
+        steps: int,
+        classes: int | None,
+        augment: Callable[[Tensor], Tensor] | None,
+        checkpoint: Path | None,
+    ) -> None:
+        self.learner, self.task, self.epochs, self.steps, self.classes = learner, task, epochs, steps, classes
+        self.settings, self.augment, self.checkpoint = learner.settings, augment, checkpoint
+        self.total = epochs * steps
+        self.shared = Shared(task.train)
+        self.recall = Recall(task.train, learner, fresh=augment is not None or self._mixes())
+        self.history: list[Epoch] = []
+        self.first: float | None = None  # loss of the first batch, which an exploded one is compared with
+
+    def begin(self) -> None:
+        """Take up the checkpoint, where there is one."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            held = self.learner.load(self.checkpoint, {"epochs": self.epochs})
+            self.history, self.first = [Epoch(**e) for e in held["history"]], held["first"]
+
+    def run(self, advance: Callable[[str], None]) -> Iterator[Epoch]:
+        """Epoch by epoch, those of the checkpoint first; each is in the checkpoint when it is given."""
+        for past in list(self.history):
+            for _ in range(self.steps):
+                advance("already done")
+            yield past
+        for epoch in range(len(self.history), self.epochs):
+            if self._stopped():
+                return
+            self.history.append(self._epoch(epoch, advance))
+            if self.settings.keep == "best" and self._since_best() == 0:
+                self.learner.remember()
+            if self.checkpoint is not None:
+                told = {"epochs": self.epochs, "history": [asdict(e) for e in self.history], "first": self.first}
+                self.learner.save(self.checkpoint, told)
+            yield self.history[-1]
+
+    def _epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
+        began, total, lr, count = time.perf_counter(), 0.0, 0.0, 0
+        for batch, weight in self._batches(epoch):
+            number, left = epoch * self.steps + count, self.steps - count
+            count += 1
+            if not left:
+                break
+            group = self.settings.accumulate
+            last = count % group == 0 or left == 1
+            together = min(group, self.steps - (count - 1) // group * group)  # batches in this step
+            value = ranks.mean(weight * self._learn(batch, number, weight / together, last=last))
+            self._check(value, epoch, count)
+            if last:
+                lr = self.settings.lr * SCHEDULES[self.settings.schedule](number, self.total, self.settings.warmup)
+                self.learner.step(lr, number, self.total)
+            total += value
+            advance(f"epoch {epoch + 1}/{self.epochs}  loss {total / count:.4f}{self._beside()}")
+        if count != self.steps:
+            yielded = f"{count} batches" if count < self.steps else f"more than {self.steps} batches"
+            raise DataError(f"task.train yielded {yielded} in epoch {epoch + 1}, not {self.steps} as it said; {_FRESH}")
+        return Epoch(epoch + 1, total / self.steps, lr, time.perf_counter() - began, self._metric())
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Any, float]]:
+        """The batches of an epoch.
+
+        All chance follows from the number of the epoch, so that a resumed run sees what an uninterrupted one would have
+        seen. The loader has a stream of chance of its own, since every process must see the same batches.
+        """
+        seed = self.settings.seed * 1_000_003 + epoch
+        set_epoch = getattr(self.task.train, "set_epoch", None)
+        if set_epoch:
+            set_epoch(epoch)
+        generator = getattr(self.task.train, "generator", None)
+        if isinstance(generator, torch.Generator):  # a DataLoader's own
+            generator.manual_seed(seed)
+        torch.manual_seed(seed)
+        walk = iter(self.shared)
+        while (found := next(walk, None)) is not None:
+            state = torch.get_rng_state()
+            yield found
+            torch.set_rng_state(state)
+
+    def _learn(self, batch: Any, number: int, share: float, *, last: bool) -> float:
+        """Add one batch to the gradients; gives its loss."""
+        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1009 + ranks.rank() + 1)
+        inputs, target = self.learner.fabric.to_device((as_tuple(batch[0]), batch[1]))
+        if self.augment is not None:
+            inputs = (self.augment(inputs[0]), *inputs[1:])
+        inputs, target = self._mixed(inputs, target)
+        said = self.recall(number % self.steps, inputs)
+        value = self.learner.value(inputs, target, self.task.loss, said, number / self.total)
+        self.learner.backward(value * share, last=last)
+        return float(value.detach())
+
+    def _mixed(self, inputs: tuple[Tensor, ...], target: Any) -> tuple[tuple[Tensor, ...], Any]:
+        settings = self.settings
+        if self.classes is not None:
+            target = soft(target, self.classes, settings.smoothing)
+        batch, device = inputs[0].shape[0], inputs[0].device
+        mix: Mix | None = None
+        if settings.cutmix and float(torch.rand(())) < settings.cutmix:
+            mix = cutmix(batch, tuple(inputs[0].shape[2:]), device)
+        elif settings.mixup:
+            mix = mixup(batch, settings.mixup, device)
+        return (inputs, target) if mix is None else (tuple(mix(x) for x in inputs), mix(target))
+
+    def _mixes(self) -> bool:
+        return bool(self.settings.mixup or self.settings.cutmix)
+
+    def _beside(self) -> str:
+        metric = self.history[-1].metric if self.history else None
+        return "" if metric is None else f"  metric {metric:.4f}"
+
+    def _check(self, value: float, epoch: int, batch: int) -> None:
+        where = f"in epoch {epoch + 1}, batch {batch}"
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} in epoch {epoch + 1}, batch {i + 1}; try a lower lr than {run.settings.lr} or look "
-                "for NaN in the data; the last checkpoint is untouched"
+                f"the loss is {value} {where}; try a lower lr than {self.settings.lr} or look for NaN in the data; "
+                "the last checkpoint is untouched"
             )
-        total += value
-        advance(f"epoch {epoch + 1}/{epochs}  loss {total / (i + 1):.4f}")
-    if i + 1 != steps:
-        raise DataError(f"task.train yielded {i + 1} batches in epoch {epoch + 1}, not {steps} as it said; {_FRESH}")
-    return Epoch(epoch + 1, total / steps, lr, time.perf_counter() - began)
+        if self.first is None:
+            self.first = value
+        if abs(value) > EXPLODED * max(abs(self.first), 1.0):
+            raise TrainingError(
+                f"the loss has exploded from {self.first:.4g} to {value:.4g} {where}; try a lower lr than "
+                f"{self.settings.lr}, a longer warm-up, or a smaller clip than {self.settings.clip}; the last checkpoint is "
+                "untouched"
+            )
+
+    def _metric(self) -> float | None:
+        if not self.settings.watched:
+            return None
+        net = self.learner.current()
+        mode = net.training
+        try:
+            with torch.no_grad():
+                fabric = self.learner.fabric
+                run = shared_run(lambda *xs: net.eval()(*fabric.to_device(xs)))
+                return float(self.task.metric(run, self.task.search).value)
+        finally:
+            net.train(mode)
+
+    def _since_best(self) -> int:
+        """Epochs since the best metric."""
+        metrics = [e.metric if e.metric is not None else -math.inf for e in self.history]
+        return len(metrics) - 1 - metrics.index(max(metrics))
+
+    def _stopped(self) -> bool:
+        return bool(self.settings.patience and self.history and self._since_best() >= self.settings.patience)
 
 
 _FRESH = "it must give a fresh iterator of one length every time, as a list or a DataLoader does"
@@ -171,129 +269,3 @@ def _length(task: Task) -> int:
     if n == 0:
         raise DataError("task.train is empty: it yields no batch; give at least one (inputs, target) pair")
     return n
-
-
-def _fabric(precision: str) -> Any:
-    from lightning_fabric import Fabric
-
-    logger = logging.getLogger("lightning_fabric")
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # it announces the precision at every run
-    try:
-        return Fabric(accelerator="auto", devices=1, precision=precision)
-    finally:
-        logger.setLevel(level)
-
-
-def _channels_last(model: nn.Module) -> nn.Module:
-    """The memory format in which two-dimensional convolutions are fastest; torch has none for one dimension."""
-    for p in model.parameters():
-        if p.ndim == 4:
-            p.data = p.data.to(memory_format=torch.channels_last)
-    return model
-
-
-class _Run:
-    """Model, teacher and optimizer, set up on the device; all that a checkpoint must hold."""
-
-    def __init__(
-        self, model: nn.Module, teacher: nn.Module | None, settings: Training, sparsity: Sparsity | None = None
-    ) -> None:
-        self.settings = settings
-        self.fabric = _fabric(settings.precision if settings.precision != "auto" else native_precision())
-        self.model = _channels_last(copy.deepcopy(model).train())
-        scales = {id(p) for p in trained_steps(self.model)}
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        others = [p for p in trained if id(p) not in scales]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay, "share": 1.0},
-                {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
-                {"params": [p for p in trained if id(p) in scales], "weight_decay": 0.0, "share": settings.scale_lr},
-            ],
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.momentum > 0,
-        )
-        self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
-        self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
-        for name in rounded_weights(self.model):
-            self.sparse.masks.pop(name, None)
-        self.freeze = FreezeRun(self.model, self.optimizer, settings.freezing)
-        self.teacher = None
-        if teacher is not None:
-            frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
-            self.teacher = self.fabric.setup_module(_channels_last(frozen))
-
-    def step(self, inputs: tuple[Tensor, ...], target: Any, task: Task, loss: TeacherLoss | None, lr: float) -> float:
-        inputs, target = self.fabric.to_device((inputs, target))
-        if self.settings.mixup:
-            inputs, target = mixed(inputs, target, self.settings.mixup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["share"]
-        output = self.student(*inputs)
-        if self.teacher is None or loss is None:
-            value = task.loss(output, target)
-        else:
-            with torch.no_grad():
-                taught = self.teacher(*inputs)
-            value = loss(output, taught, target)
-        self.fabric.backward(value)
-        self.sparse.before_step()
-        self.freeze.before_step()
-        if self.settings.clip:
-            self.fabric.clip_gradients(self.student, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
-        if math.isfinite(item := float(value.detach())):
-            self.optimizer.step()
-            self.sparse.after_step()
-            self.freeze.after_step()
-        self.optimizer.zero_grad()
-        return item
-
-    def finished(self) -> nn.Module:
-        model: nn.Module = self.model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        return model
-
-    def save(self, path: Path, epochs: int, history: list[Epoch]) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for i, p in enumerate(self._ordered()):
-            tensors[f"momentum.{i}"] = self.optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
-        for kind, kept in (("sparse", self.sparse), ("freeze", self.freeze)):
-            tensors |= {f"{kind}.{name}": t for name, t in kept.state().items()}
-        about = self._about(epochs) | {"history": [asdict(e) for e in history]}
-        write_tensors(path, tensors, about)
-
-    def resume(self, path: Path, epochs: int) -> list[Epoch]:
-        tensors, about = read_tensors(path)
-        mine = self._about(epochs)
-        theirs = {k: about.get(k) for k in mine}
-        if mine != theirs:
-            differ = [k for k in mine if mine[k] != theirs[k]]
-            raise TrainingError(
-                f"{path} belongs to another run, with other {' and '.join(differ)}; delete it or choose another place"
-            )
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        for i, p in enumerate(self._ordered()):
-            self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p.device)
-        for kind, kept in (("sparse", self.sparse), ("freeze", self.freeze)):
-            kept.load({k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")})
-        return [Epoch(**e) for e in about["history"]]
-
-    def _about(self, epochs: int) -> dict[str, Any]:
-        """What a checkpoint must agree in to be this run's."""
-        settings, sparsity = asdict(self.settings), describe(self.sparse.way)
-        return {"settings": settings, "epochs": epochs, "model": self._shapes(), "sparsity": sparsity}
-
-    def _shapes(self) -> dict[str, Any]:
-        held = {name: list(value.shape) for name, value in self.model.state_dict().items()}
-        return {"shapes": held, "trained": [name for name, p in self.model.named_parameters() if p.requires_grad]}
-
-    def _ordered(self) -> Iterator[nn.Parameter]:
-        return (p for group in self.optimizer.param_groups for p in group["params"])
-
-
-def native_precision() -> str:
-    """bfloat16 where the device computes in it; elsewhere it would only be slower than float32."""
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from penjing.errors import ModelError, RecipeError
 from penjing.quant.grids import TINY, Grid
 from penjing.quant.learned import WeightGrid, weight_grids
+from penjing.train.optimizers import momenta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,7 @@ class FreezeRun:
             weight, grid = self.weights[name], self.grids[name].now()
             swings.update(grid.encode(weight), threshold, self.way.momentum)
             weight.copy_(torch.where(swings.frozen, _at_rest(grid, swings.codes), weight))
-            momentum = self.optimizer.state.get(weight, {}).get("momentum_buffer")
-            if momentum is not None:
+            for momentum in momenta(self.optimizer, weight):
                 momentum.masked_fill_(swings.frozen, 0)
 
     def state(self) -> dict[str, Tensor]:

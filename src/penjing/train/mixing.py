@@ -1,25 +1,64 @@
-"""Mixup (Zhang et al. 2018, arXiv:1710.09412): new samples from few, which teach a student most (arXiv:2106.05237)."""
+"""New samples from those of a batch: mixup (arXiv:1710.09412), cutmix (arXiv:1905.04899), and labels that are mixed alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+Mix = Callable[[Any], Any]  # what is done to a tensor whose dimension 0 is the batch; leaves all else alone
 
 
-def mixed(inputs: tuple[Tensor, ...], target: Any, most: float) -> tuple[tuple[Tensor, ...], Any]:
-    """Mix into every sample up to the share ``most`` of another one of its batch.
-
-    Targets that are floats are mixed alike; others stay those of the sample itself, which has the larger share while
-    ``most`` is at most 0.5.
-    """
-    batch = inputs[0].shape[0]
-    share = torch.rand(batch, device=inputs[0].device) * most
-    other = torch.randperm(batch, device=inputs[0].device)
+def mixup(batch: int, most: float, device: torch.device) -> Mix:
+    """Mix into every sample up to the share ``most`` of another one; such samples teach a student most (arXiv:2106.05237)."""
+    share, other = torch.rand(batch, device=device) * most, torch.randperm(batch, device=device)
 
     def mix(x: Any) -> Any:
-        if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim and x.shape[0] == batch):
+        if not _floats(x, batch):
             return x
-        s = share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-        return torch.lerp(x, x[other], s)
+        return torch.lerp(x, x[other], share.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
 
-    return tuple(mix(x) for x in inputs), mix(target)
+    return mix
+
+
+def cutmix(batch: int, sizes: tuple[int, ...], device: torch.device) -> Mix:
+    """Paste one box of another sample into each; the box is the same for the whole batch, its volume's share uniform.
+
+    Args:
+        sizes: Those of the input's positions, of any rank. Tensors of the same positions are cut alike; of others, such as
+            labels, the share of the box is mixed.
+    """
+    other = torch.randperm(batch, device=device)
+    side = float(torch.rand(())) ** (1 / len(sizes))
+    box, volume, whole = [], 1, 1
+    for size in sizes:
+        length = round(side * size)
+        start = int(torch.randint(0, size - length + 1, ()))
+        box.append(slice(start, start + length))
+        volume, whole = volume * length, whole * size
+
+    def mix(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.ndim > len(sizes) and x.shape[0] == batch and tuple(x.shape[-len(sizes) :]) == sizes:
+            mixed = x.clone()
+            where: tuple[Any, ...] = (..., *box)
+            mixed[where] = x[other][where]
+            return mixed
+        return torch.lerp(x, x[other], volume / whole) if _floats(x, batch) else x
+
+    return mix
+
+
+def soft(target: Any, classes: int, smoothing: float) -> Any:
+    """Class numbers ``(N, ...)`` as probabilities ``(N, classes, ...)``, ``smoothing`` of which is spread over all classes.
+
+    Rethinking Inception, arXiv:1512.00567. Targets that are no class numbers stay as they are.
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return target
+    sure = F.one_hot(target, classes).movedim(-1, 1).float()
+    return sure * (1 - smoothing) + smoothing / classes
+
+
+def _floats(x: Any, batch: int) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 0 and x.shape[0] == batch

@@ -13,6 +13,7 @@ from penjing.errors import ModelError, RecipeError
 from penjing.prune.masks import Masks, alive_share, check_pattern, choose_masks, settled
 from penjing.prune.patterns import highest
 from penjing.score.layer_weights import LayerWeight, layer_weights
+from penjing.train.optimizers import momenta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,7 @@ class SparseRun:
             for name, mask in self.masks.items():
                 p = self.parameters[name]
                 p.masked_fill_(~mask, 0)
-                momentum = self.optimizer.state.get(p, {}).get("momentum_buffer")
-                if momentum is not None:
+                for momentum in momenta(self.optimizer, p):
                     momentum.masked_fill_(~mask, 0)
 
     def cut(self, density: float, scores: Mapping[str, Tensor]) -> None:

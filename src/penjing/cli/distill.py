@@ -1,0 +1,128 @@
+"""A large network teaches a small one: `penjing distill`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from penjing import ranks
+from penjing.cli.app import Data, Json, Weights, app, bars, console, errors, images_of, network, print_json, table_of
+from penjing.cli.launch import Devices, Nodes, together
+from penjing.distill import TeacherLoss, loss_named
+from penjing.distill.student import plan_student, student_of
+from penjing.errors import RecipeError
+from penjing.measure import parameters
+from penjing.plan import ChannelPlan
+from penjing.progress import silent
+from penjing.prune.store import save
+from penjing.recipe import load_task
+from penjing.task import Task, as_tuple, check_task
+from penjing.train import Lessons, Taught, Training, teach
+
+DERIVED = "distilled.safetensors"  # a student made from its teacher, with the plan, for penjing.load
+
+
+@app.command("distill")
+def distill_command(  # noqa: PLR0913 - one parameter an option
+    teacher: Annotated[str, typer.Option(help="The large network's factory, as package.module:function.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="A folder for the results, or that of the run to go on with.")],
+    weights: Weights = None,
+    student: Annotated[str | None, typer.Option(help="The small network's factory; or give --width or --depth.")] = None,
+    width: Annotated[float, typer.Option(help="A student of the teacher's kind: share of its channels, 0.5.")] = 1.0,
+    depth: Annotated[float, typer.Option(help="And share of its residual blocks, 0.5.")] = 1.0,
+    fresh: Annotated[bool, typer.Option(help="Do not let such a student inherit the teacher's weights.")] = False,
+    target_data: Annotated[
+        str | None, typer.Option(help="The task to fine-tune on, package.module:function; without it, that of --data.")
+    ] = None,
+    loss: Annotated[str, typer.Option(help="What is learned from the teacher: kl, dist, kl:temperature=2 ...")] = "imitate",
+    teacher_epochs: Annotated[int, typer.Option(help="First train the teacher so long; 0 where it is trained.")] = 0,
+    pretrain_epochs: Annotated[int, typer.Option(help="Epochs of learning from the teacher; needs no labels.")] = 10,
+    finetune_epochs: Annotated[int, typer.Option(help="Epochs on the labels of the target data; 0 for none.")] = 2,
+    lr: Annotated[float, typer.Option(help="Learning rate at its peak; a tenth of it for fine-tuning.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="What all chance follows from.")] = 0,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    as_json: Json = False,
+) -> None:
+    """Train a large network, pre-train a small one from it, fine-tune the small one. What is in --out already is taken up.
+
+    Example: `penjing distill --teacher my_net:big --weights big.safetensors --student my_net:small --data my_net:task
+    --pretrain-epochs 20 --out runs/small`
+    """
+    together(devices, nodes)
+    big, task = network(teacher, weights), load_task(data)
+    small, plan = _student(big, task, student, width, depth, fresh=fresh, seed=seed)
+    lessons = Lessons(
+        teacher_epochs=teacher_epochs,
+        pretrain_epochs=pretrain_epochs,
+        finetune_epochs=finetune_epochs,
+        teacher=Training(lr=lr, keep="best", seed=seed),
+        pretrain=Training(lr=lr, seed=seed),
+        finetune=Training(lr=lr / 10, keep="best", seed=seed),
+        loss=_loss(loss),
+    )
+    goal = load_task(target_data) if target_data else None
+    talks = ranks.is_writer()
+    taught = teach(
+        big, small, task, out, target=goal, lessons=lessons,
+        say=lambda words: errors.print(words, highlight=False) if talks else None, progress=bars if talks else silent,
+    )  # fmt: skip
+    if talks:
+        if plan is not None:
+            save(out / DERIVED, taught.student, plan, _example(task))
+        _tell(taught, out, as_json)
+    ranks.leave()
+
+
+def _student(
+    big: nn.Module, task: Task, factory: str | None, width: float, depth: float, *, fresh: bool, seed: int
+) -> tuple[nn.Module, ChannelPlan | None]:
+    """The student, and the plan it was made by where it was made from the teacher."""
+    derived = width != 1 or depth != 1
+    if (factory is None) != derived:
+        raise RecipeError("give the student's factory with --student, or make it from the teacher with --width or --depth")
+    if factory is not None:
+        return network(factory, None), None
+    check_task(task, big)
+    plan = plan_student(big, _example(task), width=width, depth=depth, data=images_of(task))
+    return student_of(big, _example(task), plan, inherit=not fresh, seed=seed), plan
+
+
+def _example(task: Task) -> tuple[Any, ...]:
+    return tuple(x[:1] for x in as_tuple(next(iter(task.search))[0]))
+
+
+def _loss(text: str) -> TeacherLoss:
+    """``kl:temperature=2`` as a loss."""
+    name, _, rest = text.partition(":")
+    settings: dict[str, float] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        try:
+            settings[key] = float(value)
+        except ValueError as e:
+            raise RecipeError(f"--loss {text!r} is not understood at {part!r}; write e.g. kl:temperature=2") from e
+        if not equals:
+            raise RecipeError(f"--loss {text!r} is not understood at {part!r}; write e.g. kl:temperature=2")
+    return loss_named(name, **settings)
+
+
+def _tell(taught: Taught, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(taught.to_json())
+        return
+    rows = [
+        {
+            "step": s.name,
+            "score": f"{s.score.value:.4f}",
+            "epochs": str(len(s.epochs)),
+            "": "was there" if s.was_there else "" if s.epochs else "not trained",
+        }
+        for s in taught.steps
+    ]
+    console.print(table_of("scores on the task's confirm split", rows))
+    sizes = [parameters(net) for net in (taught.teacher, taught.student)]
+    console.print(f"{sizes[1]:,} parameters, {sizes[1] / sizes[0]:.3f} of the teacher's {sizes[0]:,}", highlight=False)
+    console.print(f"the student: {out / 'student.safetensors'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,98 @@
+"""Processes that work on one thing together (torch.distributed): who am I, how many are we, what have the others found.
+
+Where a program runs alone, there is one rank, 0, and everything here is trivial. ``torchrun`` and SLURM's ``srun`` start the
+processes; ``join`` brings them together.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Item = TypeVar("Item")
+
+
+def launched() -> tuple[int, int]:
+    """Processes on this node, and nodes, as ``torchrun`` or ``srun`` says; (1, 1) where neither started this process."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    # A shell that SLURM gave is one task of a job, but not one of many that srun started.
+    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return int(os.environ.get("SLURM_NTASKS", "1")) // nodes, nodes
+    return 1, 1
+
+
+def join() -> None:
+    """Bring the processes that were started together together; nothing where this one was started alone."""
+    if launched() != (1, 1) and not _joined():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave() -> None:
+    """Part, once all are here: the last call of a program of several processes, else one may end while others still talk."""
+    if _joined():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def world() -> int:
+    """How many processes work together."""
+    return distributed.get_world_size() if _joined() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return distributed.get_rank() if _joined() else 0
+
+
+def is_writer() -> bool:
+    """Whether this is the process that writes files and talks."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world() > 1:
+        distributed.barrier()
+
+
+def own(items: Iterable[Item]) -> Iterator[Item]:
+    """Every ``world()``-th item, from number ``rank()`` on: the share of this process."""
+    return islice(iter(items), rank(), None, world())
+
+
+def gathered(value: Item) -> list[Item]:
+    """What every process has found, by rank; all must call this together."""
+    if world() == 1:
+        return [value]
+    found: list[Item | None] = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
+
+
+def mean(value: float) -> float:
+    """The mean over all processes of a number; all must call this together."""
+    if world() == 1:
+        return value
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    return total.item() / world()
+
+
+def mean_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace gradients by their means over all processes; for the few that no wrapped module shares."""
+    if world() > 1:
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            distributed.all_reduce(p.grad)
+            p.grad /= world()
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

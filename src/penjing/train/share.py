@@ -1,0 +1,199 @@
+"""The part of a training that falls to one of several processes: of every batch, of the statistics, of the metric.
+
+Each process takes its slice of every batch, so that many processes see what one would see with the same loader.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.data import DataLoader
+
+from penjing import ranks
+from penjing.errors import ModelError
+from penjing.task import Batches, Run
+
+
+def bounds(samples: int, rank: int, world: int) -> tuple[int, int, float]:
+    """Which samples of a batch are a rank's, from and to, and the weight of their mean in the mean over the ranks.
+
+    A batch that is smaller than the number of ranks is taken whole by every one.
+    """
+    if samples < world:
+        return 0, samples, 1.0
+    low, high = samples * rank // world, samples * (rank + 1) // world
+    return low, high, (high - low) * world / samples
+
+
+def part(value: Any, rank: int, world: int) -> tuple[Any, float]:
+    """This rank's samples of a batch (any tree of tensors, batched along dimension 0), and their weight."""
+    samples = _samples(value)
+    low, high, weight = bounds(samples, rank, world)
+    return tree_map(lambda t: t[low:high] if _batched(t, samples) else t, value), weight
+
+
+class Shared:
+    """Batches of ``train`` as one process sees them: ``(batch, weight)``.
+
+    A ``DataLoader`` over a data set with numbered samples loads this process's samples alone; of anything else the whole
+    batch is loaded and cut.
+    """
+
+    def __init__(self, train: Batches) -> None:
+        self.rank, self.world = ranks.rank(), ranks.world()
+        self.train, self.sampler = train, None
+        if self.world > 1 and isinstance(train, DataLoader) and train.batch_sampler is not None:
+            self.sampler = _PartSampler(train.batch_sampler, self.rank, self.world)
+            self.train = _same_loader(train, self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Any, float]]:
+        if self.sampler is not None:
+            self.sampler.weights.clear()
+            for batch in self.train:
+                yield batch, self.sampler.weights.popleft()
+        elif self.world > 1:
+            for batch in self.train:
+                yield part(batch, self.rank, self.world)
+        else:
+            for batch in self.train:
+                yield batch, 1.0
+
+
+class _PartSampler:
+    """The rank's part of every batch of indices; keeps their weights in the order in which the batches come."""
+
+    def __init__(self, whole: Any, rank: int, world: int) -> None:
+        self.whole, self.rank, self.world = whole, rank, world
+        self.weights: deque[float] = deque()
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for indices in self.whole:
+            low, high, weight = bounds(len(indices), self.rank, self.world)
+            self.weights.append(weight)
+            yield indices[low:high]
+
+
+def _same_loader(loader: "DataLoader[Any]", sampler: Any) -> "DataLoader[Any]":
+    kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator")
+    more = {name: getattr(loader, name) for name in (*kept, "prefetch_factor", "persistent_workers")}
+    return DataLoader(loader.dataset, batch_sampler=sampler, **more)
+
+
+def shared_run(model: Run) -> Run:
+    """``model`` as a callable that every process calls with the whole batch: each computes its samples, all get all outputs.
+
+    So any metric is the same number on all ranks, and the same as on one.
+    """
+    world, rank = ranks.world(), ranks.rank()
+    if world == 1:
+        return model
+
+    def run(*inputs: Any) -> Any:
+        samples = _samples(inputs)
+        if samples < world:
+            return model(*inputs)
+        mine, _ = part(inputs, rank, world)
+        found = ranks.gathered(tree_map(lambda t: t.detach().cpu() if isinstance(t, Tensor) else t, model(*mine)))
+        flat = [tree_flatten(output) for output in found]
+        leaves = [torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0]
+                  for parts in zip(*(leaves for leaves, _ in flat), strict=True)]  # fmt: skip
+        return tree_unflatten(leaves, flat[0][1])
+
+    return run
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Let batch norms in train mode take their statistics over the samples of all processes, on any device.
+
+    torch's ``SyncBatchNorm`` does so on CUDA alone.
+
+    Raises:
+        ModelError: A norm is not one of torch's own.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if isinstance(module, nn.SyncBatchNorm):
+            raise ModelError(f"{name} is a SyncBatchNorm; give the network with BatchNorm, which is shared as needed")
+        module.forward = _SharedNorm(module)  # type: ignore[assignment, method-assign]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; every process's gradient is the sum of all of theirs."""
+
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _sum(x: Tensor) -> Tensor:
+    found: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _summed(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total
+
+
+class _SharedNorm:
+    """The forward of a batch norm whose batch lies on several processes."""
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        if not (norm.training or norm.running_mean is None):
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        dims, values = [0, *range(2, x.ndim)], x.float()
+        count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
+        sums = _sum(torch.cat([values.sum(dims), count]))
+        total = sums[-1].detach()
+        mean = sums[:-1] / total
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        centered = values - mean.view(shape)
+        variance = _sum(centered.square().sum(dims)) / total
+        if norm.track_running_stats:
+            self._follow(mean.detach(), variance.detach(), total)
+        y = centered * torch.rsqrt(variance + norm.eps).view(shape)
+        if norm.affine:
+            y = y * norm.weight.view(shape) + norm.bias.view(shape)
+        whole: Tensor = y.to(x.dtype)
+        return whole
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
+        norm = self.norm
+        norm.num_batches_tracked.add_(1)
+        share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+        norm.running_var.lerp_((variance * total / (total - 1)).to(norm.running_var.dtype), share)
+
+
+def own_statistics(model: nn.Module) -> None:
+    """Undo ``share_statistics``."""
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), _SharedNorm):
+            del module.forward
+
+
+def _batched(value: Any, samples: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == samples
+
+
+def _samples(value: Any) -> int:
+    """The size of the first batched tensor of a tree."""
+    return next((t.shape[0] for t in tree_flatten(value)[0] if isinstance(t, Tensor) and t.ndim), 0)

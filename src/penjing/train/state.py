@@ -1,0 +1,242 @@
+"""Everything a training run is made of: student, teacher, loss, optimizer, mean of the weights; and its checkpoint."""
+
+import copy
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from penjing import ranks
+from penjing.distill.lesson import Lesson, TeacherLoss
+from penjing.errors import TrainingError
+from penjing.files import read_tensors, write_tensors
+from penjing.graph.taps import Taps
+from penjing.quant.learned import rounded_weights, trained_steps
+from penjing.task import Loss
+from penjing.train.freeze import FreezeRun
+from penjing.train.optimizers import OPTIMIZERS, grouped, load_optimizer_state, optimizer_state
+from penjing.train.settings import Training
+from penjing.train.share import own_statistics, share_statistics
+from penjing.train.sparse import SparseRun, Sparsity, describe
+
+
+class Learner:
+    """Student, teacher and loss, set up on the device: what one step needs, and all that a checkpoint must hold.
+
+    Attributes:
+        model: The student itself, without what Fabric wraps around it.
+        average: Its mean over the steps (``Training.ema``), or None.
+        best: The weights of the best epoch so far (``Training.keep``), or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Training,
+        *,
+        teacher: nn.Module | None = None,
+        loss: TeacherLoss | None = None,
+        sparsity: Sparsity | None = None,
+    ) -> None:
+        self.settings = settings
+        precision = settings.precision if settings.precision != "auto" else native_precision()
+        self.fabric = make_fabric(precision)
+        self.model = _channels_last(copy.deepcopy(model).train())
+        self.loss = loss
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        learned = [p for p in loss.parameters() if p.requires_grad] if loss is not None else []
+        groups = grouped([*trained, *learned], trained_steps(self.model), settings.weight_decay, settings.scale_lr)
+        self.optimizer: Any = OPTIMIZERS[settings.optimizer](groups, settings.lr, settings.momentum)
+        if ranks.world() > 1:
+            share_statistics(self.model)
+        self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.learned = learned
+        if loss is not None:
+            loss.to(self.fabric.device)
+        self.average = _average(self.model, settings.ema) if settings.ema else None
+        self.best: dict[str, Tensor] | None = None
+        self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
+        for name in rounded_weights(self.model):
+            self.sparse.masks.pop(name, None)
+        self.freeze = FreezeRun(self.model, self.optimizer, settings.freezing)
+        self.teacher: Any = None
+        if teacher is not None:
+            self.frozen = _channels_last(copy.deepcopy(teacher).eval().requires_grad_(False))
+            self.teacher = make_fabric(precision, alone=True).setup_module(self.frozen)
+        pairs = loss.taps if loss is not None else ()
+        self.taps = Taps(self.model, [p.student for p in pairs], call=self.student)
+        self.shown = Taps(self.frozen, [p.teacher for p in pairs], call=self.teacher) if teacher is not None else None
+
+    def taught(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Mapping[str, Tensor]]:
+        """What the teacher says, and shows at the taps."""
+        assert self.shown is not None
+        with torch.no_grad():
+            return self.shown(*inputs)
+
+    def value(self, inputs: tuple[Tensor, ...], target: Any, task_loss: Loss, said: Any, done: float) -> Tensor:
+        """The loss of a batch; ``said`` is what ``taught`` gave for it."""
+        output, features = self.taps(*inputs)
+        if self.loss is None:
+            return task_loss(output, target)
+        taught, shown = said
+        value: Tensor = self.loss(Lesson(output, taught, target, features, shown, done))
+        return value
+
+    def backward(self, value: Tensor, *, last: bool) -> None:
+        """Add to the gradients; all processes share theirs with the ``last`` batch of a step."""
+        with nullcontext() if last else self.fabric.no_backward_sync(self.student):
+            self.fabric.backward(value)
+
+    def step(self, lr: float, step: int, total: int) -> None:
+        """Move the weights along the gradients, at ``step`` of ``total``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["share"]
+        ranks.mean_gradients(self.learned)
+        for follower in (self.sparse, self.freeze):
+            follower.at(step, total)
+            follower.before_step()
+        if self.settings.clip:
+            self.fabric.clip_gradients(self.student, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.sparse.after_step()
+        self.freeze.after_step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.optimizer.zero_grad()
+
+    def current(self) -> nn.Module:
+        """The network as it would be handed back now, on its device: the mean of the weights where there is one."""
+        if self.average is None:
+            return self.model
+        net: nn.Module = self.average.module
+        with torch.no_grad():
+            for name, mask in self.sparse.masks.items():
+                net.get_parameter(name).masked_fill_(~mask, 0)
+        return net
+
+    def remember(self) -> None:
+        """Keep the present weights as the best so far."""
+        self.best = {name: t.detach().clone() for name, t in self.current().state_dict().items()}
+
+    def finished(self) -> nn.Module:
+        """The network to hand back, on the CPU, in eval mode and torch's own memory format."""
+        net = self.current()
+        if self.best is not None:
+            net.load_state_dict(self.best)
+        own_statistics(net)
+        self.taps.close()
+        model: nn.Module = net.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        return model
+
+    def save(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Write all of it, whole or not at all; ``about`` is what the loop must know to go on."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+        for kind, kept in (("sparse", self.sparse), ("freeze", self.freeze)):
+            tensors |= {f"{kind}.{name}": t for name, t in kept.state().items()}
+        for kind, module in (("loss", self.loss), ("average", self.average)):
+            tensors |= {f"{kind}.{name}": t for name, t in (module.state_dict() if module is not None else {}).items()}
+        tensors |= {f"best.{name}": t for name, t in (self.best or {}).items()}
+        if ranks.is_writer():
+            write_tensors(path, tensors, {**self.identity(), **about})
+        ranks.wait()
+
+    def load(self, path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on from what ``save`` wrote; gives what the loop said then.
+
+        Raises:
+            TrainingError: It is the checkpoint of another run.
+        """
+        tensors, held = read_tensors(path)
+        mine = {**self.identity(), **about}
+        if differ := [k for k in mine if mine[k] != held.get(k)]:
+            raise TrainingError(
+                f"{path} belongs to another run, with other {' and '.join(differ)}; delete it or choose another place"
+            )
+
+        def part(kind: str) -> dict[str, Tensor]:
+            return {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
+
+        self.model.load_state_dict(part("model"))
+        load_optimizer_state(self.optimizer, part("optimizer"))
+        self.sparse.load(part("sparse"))
+        self.freeze.load(part("freeze"))
+        if self.loss is not None:
+            self.loss.load_state_dict(part("loss"))
+        if self.average is not None:
+            self.average.load_state_dict(part("average"))
+        if best := part("best"):
+            self.best = {name: t.to(self.fabric.device) for name, t in best.items()}
+        return held
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be this run's."""
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        return {
+            "settings": asdict(self.settings),
+            "model": {"shapes": shapes, "trained": trained},
+            "sparsity": describe(self.sparse.way),
+            "loss": None if self.loss is None else repr(self.loss),
+        }
+
+
+def make_fabric(precision: str, *, alone: bool = False) -> Any:
+    """Lightning Fabric on the processes that ``torchrun`` or ``srun`` started, or on this one alone.
+
+    Alone, for networks that are not trained: these have no gradients to share.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it announces the precision at every run
+    try:
+        devices, nodes = ranks.launched()
+        if alone or devices * nodes == 1:
+            own: Any = (
+                [int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))]
+                if alone and torch.cuda.is_available()
+                else 1
+            )
+            return Fabric(accelerator="auto", devices=own, precision=precision)
+        # Some networks have weights that not every batch reaches; alone they train, so together they must as well.
+        strategy = DDPStrategy(find_unused_parameters=True)
+        fabric = Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+        fabric.launch()
+        return fabric
+    finally:
+        logger.setLevel(level)
+
+
+def native_precision() -> str:
+    """bfloat16 where the device computes in it; elsewhere it would only be slower than float32."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    """A running mean that follows fast at first: after n steps the decay is at most (1 + n) / (10 + n)."""
+
+    def follow(means: Any, values: Any, steps: Tensor | int) -> None:
+        n = int(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(means, values, steps)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    """The memory format in which two-dimensional convolutions are fastest; torch has none for one dimension."""
+    for p in model.parameters():
+        if p.ndim == 4:
+            p.data = p.data.to(memory_format=torch.channels_last)
+    return model

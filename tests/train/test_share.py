@@ -1,0 +1,109 @@
+"""One network on two processes: the same as on one, batch by batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from penjing.errors import ModelError
+from penjing.train.share import bounds, part, share_statistics
+
+ROOT = Path(__file__).parents[2]
+
+
+@given(st.integers(0, 40), st.integers(1, 8))
+def test_the_parts_make_up_the_batch(samples: int, world: int) -> None:
+    parts = [bounds(samples, rank, world) for rank in range(world)]
+    if samples < world:
+        assert parts == [(0, samples, 1.0)] * world
+        return
+    assert [low for low, _, _ in parts[1:]] == [high for _, high, _ in parts[:-1]]
+    assert (parts[0][0], parts[-1][1]) == (0, samples)
+    # The mean over ranks of weighted means of parts is the mean over the batch.
+    assert sum(weight for _, _, weight in parts) == pytest.approx(world)
+    assert all(weight == pytest.approx((high - low) * world / samples) for low, high, weight in parts)
+
+
+def test_a_part_is_cut_from_every_tensor_that_is_batched() -> None:
+    x, whole = torch.arange(10).reshape(5, 2), torch.arange(3)
+    mine, weight = part(((x, {"y": x + 1}), whole), 1, 2)
+    assert torch.equal(mine[0][0], x[2:])
+    assert torch.equal(mine[0][1]["y"], x[2:] + 1)
+    assert mine[1] is whole
+    assert weight == pytest.approx(6 / 5)
+
+
+def test_a_norm_that_is_shared_already_is_refused() -> None:
+    with pytest.raises(ModelError, match="SyncBatchNorm"):
+        share_statistics(nn.Sequential(nn.SyncBatchNorm(3)))
+
+
+TRAINED = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from torch import nn
+import penjing as pj
+from penjing import ranks
+from penjing.data import augmentation
+from tests.train.test_fit import SETTINGS, batches, network, shuffling, task
+
+def top1(run, batches):
+    right = torch.cat([run(x).argmax(1) == y for x, y in batches])
+    return pj.Score(right.float().mean().item(), len(right), right.numpy())
+
+def run(kind, out):
+    net, teacher = network(), network()
+    net[3].p = 0.0  # which chances dropout draws depends on the process
+    train = {"loader": shuffling, "list": batches, "odd": lambda: [(x[:7], y[:7]) for x, y in batches()]}[kind]()
+    loss = pj.distill.weighted((1.0, pj.distill.kl()), (0.1, pj.distill.hint("4", "4")))
+    settings = replace(SETTINGS, accumulate=2 if kind == "list" else 1, ema=0.5, watch=True, optimizer="adamw", lr=0.01)
+    told = []
+    own = replace(task(train), search=batches(), metric=top1)
+    net = pj.fit(net, own, epochs=3, teacher=teacher, loss=loss, settings=settings, on_epoch=told.append,
+        checkpoint=out / kind, logs=out / (kind + "-logs"))
+    return [[e.loss, e.metric] for e in told], float(sum(p.detach().double().abs().sum() for p in net.parameters()))
+
+torch.set_num_threads(1)
+out = Path(sys.argv[1])
+found = {kind: run(kind, out) for kind in ("loader", "list", "odd")}
+found["ranks"] = ranks.gathered(ranks.rank()), [list(ranks.own(range(5)))]
+if ranks.is_writer():
+    (out / "found.json").write_text(json.dumps(found))
+ranks.leave()
+"""
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    """With a shuffled loader, a list, and batches that two cannot share evenly; norms, a learned projector, a mean, a metric."""
+    found: list[dict[str, Any]] = []
+    script = tmp_path / "run.py"
+    script.write_text(TRAINED)
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for name, how in (("one", []), ("two", together)):
+        out = tmp_path / name
+        out.mkdir()
+        told = subprocess.run([sys.executable, *how, script, out], cwd=ROOT, env=env, capture_output=True, check=False)
+        assert told.returncode == 0, told.stderr.decode()[-6000:]
+        found.append(json.loads((out / "found.json").read_text()))
+        assert sorted(p.name for p in out.iterdir()) == sorted(
+            ["found.json", "loader", "list", "odd", "loader-logs", "list-logs", "odd-logs"]
+        )
+    one, two = found
+    for kind in ("loader", "list", "odd"):
+        (losses, weights), (others, sums) = one[kind], two[kind]
+        assert others == [pytest.approx(epoch, rel=1e-4) for epoch in losses]
+        assert sums == pytest.approx(weights, rel=1e-4)
+        assert losses[0][0] != pytest.approx(losses[-1][0], rel=1e-2)  # control: something was learned
+    assert one["ranks"] == [[0], [[0, 1, 2, 3, 4]]]
+    assert two["ranks"] == [[0, 1], [[0, 2, 4]]]
