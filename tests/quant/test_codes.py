@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from penjing.quant.codes import (
+    Between,
     Problem,
+    Straight,
     annealed,
     best_of,
     flipped,
@@ -154,3 +156,19 @@ def test_shares_are_pushed_to_the_ends_and_harder_towards_the_end() -> None:
     middle = torch.tensor([0.3])
     assert undecided(middle, 20.0) > undecided(middle, 2.0) > 0
     assert [annealed(s, 10) for s in (0, 1, 2, 6)] == [None, None, 20.0, 11.0]
+
+
+@pytest.mark.parametrize("kind", [Between, Straight])
+def test_what_is_learned_starts_at_the_integers_that_it_is_given(kind: type[Between | Straight]) -> None:
+    start = torch.tensor([3.0, 3, 3, 3, 3, -4, 3])
+    real = torch.tensor([3.2, 2.8, 4.9, 0.3, 3.0, -9.0, 3.999])
+    scale, limits = torch.full((7,), 0.5), (torch.tensor(-4.0), torch.tensor(3.0))
+    learned = kind.of(start, real * scale, scale, limits)
+    assert torch.equal(learned.settled(), start)
+    learned.value()[1].backward()
+    assert learned.latent.grad is not None
+    assert learned.latent.grad.nonzero().tolist() == [[1]]
+    with torch.no_grad():
+        learned.latent.sub_(3.0)
+    assert (learned.settled() <= start).all()
+    assert learned.settled()[1] < start[1]

@@ -5,12 +5,15 @@ arXiv:2004.10568): rounding each weight to the nearest integer is rarely best, s
 inputs can cancel. A quantizer is a function ``Problem -> codes``.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 GAMMA, ZETA = -0.1, 1.1  # the sigmoid is stretched to this range and clipped, so that 0 and 1 are reached
+LEAN = 0.45  # so far from an integer a number may start; what is nearer to the edge leaves it at the first steps
+EDGE = 0.001  # so much nearer to one of two integers is what is said to have it
 COLUMNS = 128  # that are rounded before those behind them are updated
 
 
@@ -146,41 +149,68 @@ def annealed(step: int, steps: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Between:
-    """Each weight between two neighboring integers, so that which one it takes can be learned.
+class Learned(ABC):
+    """A layer's integers while they are learned by gradient; all integers are without the zero point.
 
     Attributes:
-        floor: The lower one, without the zero point.
-        logits: Learned; ``rectified_sigmoid`` makes of them how far up a weight is.
+        latent: Learned.
         scale: Of each weight.
-        limits: The least and the greatest integer, without the zero point.
+        limits: The least and the greatest integer.
     """
 
-    floor: Tensor
-    logits: Tensor
+    latent: Tensor
     scale: Tensor
     limits: tuple[Tensor, Tensor]
 
+    @abstractmethod
+    def reached(self) -> Tensor:
+        """The numbers that the latent ones stand for, which may lie between integers; gradients go through."""
+
+    def value(self) -> Tensor:
+        """The weights that these are; gradients reach ``latent``."""
+        return self.reached().clamp(*self.limits) * self.scale
+
+    def settled(self) -> Tensor:
+        """The integers that are nearest."""
+        return self.reached().detach().round().clamp(*self.limits)
+
+
+@dataclass(frozen=True)
+class Between(Learned):
+    """Each weight between ``floor`` and the next integer; ``rectified_sigmoid(latent)`` is how far up (arXiv:2004.10568)."""
+
+    floor: Tensor
+
     @classmethod
     def of(cls, start: Tensor, target: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> "Between":
-        """Half-way between the integers ``start`` and what the target would be between them and their neighbors towards it."""
+        """Half-way between the integers ``start``, still nearer to them, and the target, or their neighbors towards it."""
         real = target / scale
         floor = torch.where(real > start, start, start - 1)
         share = ((real - floor).clamp(0, 1) + start - floor) / 2
-        logits = inverse_sigmoid(share.float()).requires_grad_()
-        return cls(floor.float(), logits, scale.float(), (limits[0].float(), limits[1].float()))
+        share = torch.where(start > floor, share.clamp(min=0.5 + EDGE), share.clamp(max=0.5 - EDGE))
+        latent = inverse_sigmoid(share.float()).requires_grad_()
+        return cls(latent, scale.float(), (limits[0].float(), limits[1].float()), floor.float())
 
     def up(self) -> Tensor:
         """How far up each weight is, from 0 to 1."""
-        return rectified_sigmoid(self.logits)
+        return rectified_sigmoid(self.latent)
 
-    def soft(self) -> Tensor:
-        """The values half-way; gradients reach ``logits``."""
-        return (self.floor + self.up()).clamp(*self.limits) * self.scale
+    def reached(self) -> Tensor:
+        return self.floor + self.up()
 
-    def settled(self) -> Tensor:
-        """The integers that are nearer, without the zero point."""
-        return (self.floor + (self.up().detach() >= 0.5)).clamp(*self.limits)
+
+@dataclass(frozen=True)
+class Straight(Learned):
+    """Real numbers that are rounded on the way forward, with gradients that go straight through it (arXiv:1308.3432)."""
+
+    @classmethod
+    def of(cls, start: Tensor, target: Tensor, scale: Tensor, limits: tuple[Tensor, Tensor]) -> "Straight":
+        """Half-way between the integers ``start``, still nearer to them, and the target."""
+        latent = start + ((target / scale - start) / 2).clamp(-LEAN, LEAN)
+        return cls(latent.float().requires_grad_(), scale.float(), (limits[0].float(), limits[1].float()))
+
+    def reached(self) -> Tensor:
+        return self.latent + (self.latent.round() - self.latent).detach()
 
 
 def relaxed_codes(problem: Problem, start: Tensor, *, steps: int, lr: float, push: float) -> Tensor:
@@ -196,10 +226,10 @@ def relaxed_codes(problem: Problem, start: Tensor, *, steps: int, lr: float, pus
     diagonal = problem.second.diagonal(dim1=1, dim2=2)[:, None]
     unit = (problem.scale.square() * diagonal).mean() / 12  # the variance of what is even over a step
     second, target = (problem.second / unit).float(), problem.target.float()
-    adam = torch.optim.Adam([between.logits], lr=lr)
+    adam = torch.optim.Adam([between.latent], lr=lr)
     for step in range(steps):
         adam.zero_grad()
-        value = between.soft()
+        value = between.value()
         slope = 2 * (value.detach() - target) @ second
         beta = annealed(step, steps)
         held = 0.0 if beta is None else push * undecided(between.up(), beta)

@@ -5,6 +5,7 @@ a single pass over the data.
 """
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, fx
 
 from penjing.errors import DataError
 from penjing.graph import Graph
+from penjing.progress import Progress, silent
 from penjing.quant.insert import FIXED, Layer, layers, tensor
 from penjing.score.flow import Batch, Flow
 
@@ -24,6 +26,7 @@ class Lockstep:
     Attributes:
         reference: The values of the float network, by its nodes.
         module: Those of the quantized one, by its own nodes.
+        networks: The float one and the quantized one.
         twin: ``{node of the quantized network: node of the float one}``, of those that both have.
         layers: Those of the quantized network whose weights have a grid.
         samples: How many there are in all batches together.
@@ -33,7 +36,7 @@ class Lockstep:
     """
 
     def __init__(self, reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        self.samples = count_samples(batches)
+        self.samples, self.networks = count_samples(batches), (reference, module)
         self.reference = Flow(Graph(reference, batches[0], dynamic=True), batches)
         self.module = Flow(Graph(module, batches[0], dynamic=True), batches)
         self.twin = twins(reference, module)
@@ -65,6 +68,56 @@ class Lockstep:
         for values in self.module.held:
             for node in passing:
                 values.pop(node)
+
+    def put(self, node: fx.Node, values: Sequence[Tensor]) -> None:
+        """Let all that follows in the quantized network read these values of a node, batch by batch."""
+        for held, value in zip(self.module.held, values, strict=True):
+            held[node] = value
+
+
+class Pass(ABC):
+    """One pass over both networks.
+
+    Attributes:
+        total: How many notes it gives.
+    """
+
+    total: int
+
+    @abstractmethod
+    def at(self, node: fx.Node, layer: Layer | None) -> Iterator[str]:
+        """Change what is to be changed at a node; see ``Lockstep.walk``. Gives a note about each part that is done."""
+
+
+class InOrder(ABC):
+    """A rounding: changes the quantized network's weights, in place, to values on their grids, in the order they are read.
+
+    So each part is fitted on what the parts before it, which are settled by then, feed it.
+    """
+
+    @abstractmethod
+    def begin(self, both: Lockstep) -> Pass:
+        """What it does, node by node."""
+
+    def __call__(
+        self, reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch], progress: Progress = silent
+    ) -> None:
+        """Round all layers.
+
+        Args:
+            reference: The float network, norms folded.
+            module: Its copy with fake-quantize nodes, whose weights are still those of ``reference``.
+            batches: Inputs; a few hundred samples.
+
+        Raises:
+            DataError: There is none, a layer reads or gives values that are not finite, or their shapes do not suit.
+        """
+        both = Lockstep(reference, module, batches)
+        work = self.begin(both)
+        with progress("rounding", work.total) as advance:
+            for node, layer in both.walk():
+                for note in work.at(node, layer):
+                    advance(note)
 
 
 def count_samples(batches: Sequence[Batch]) -> int:

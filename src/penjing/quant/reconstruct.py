@@ -1,11 +1,11 @@
 """Round the weights of whole blocks together, by gradient, so that each block gives what the float network's does.
 
-BRECQ (Li et al. 2021, arXiv:2102.05426): a residual block's layers can make up for each other. QDrop (Wei et al. 2022,
-arXiv:2203.05740): while that is learned, half of the values are left in float at random, which keeps few calibration samples
-from being learned by heart. Values of fewer than 8 bits learn their steps too.
+BRECQ (Li et al. 2021, arXiv:2102.05426): a residual block's layers can make up for each other. Each block is settled before
+the next one is looked at, and learned on what the settled ones feed it. Values of fewer than 8 bits learn their steps too,
+while half of them are left in float at random, so that few samples are not learned by heart (QDrop, arXiv:2203.05740).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from penjing.errors import DataError
-from penjing.graph import Graph
-from penjing.progress import Progress, silent
+from penjing.quant.codes import Straight
 from penjing.quant.grids import Grid, spread
-from penjing.quant.insert import Layer, layers, value_grid
-from penjing.quant.lockstep import count_samples, own, parameter, twins, unquantized
-from penjing.score.flow import Batch, Flow
+from penjing.quant.insert import Layer, value_grid
+from penjing.quant.lockstep import InOrder, Lockstep, Pass, own, parameter, unquantized
 from penjing.score.products import arguments
 
 FINE = 255  # a grid of so many steps needs no learning
-EDGE = 0.499  # a number that far from an integer is still rounded to it
+HELD_BACK = 0.2  # share of the samples that decide whether what was learned is kept
 LOOKS = 10  # at how a block stands while it learns
 LARGEST = 8  # layers of a block; larger ones are taken apart
 
@@ -89,91 +87,91 @@ def _computed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction:
-    """A rounding: changes weights, in place, to values on their grids; and the steps of values of fewer than 8 bits.
+class Reconstruction(InOrder):
+    """Block after block: its layers first, then all of them together; and the steps of values of fewer than 8 bits.
+
+    What was learned is kept only where the block's error on samples that were held back went down.
 
     Attributes:
-        start: The rounding that is improved on.
+        layers: The rounding that a block begins with.
         steps: Gradient steps for each block.
         batch: Samples that are looked at in a step.
-        lr: Of the weights, in steps of their grids; ``value_lr`` of the logarithm of a value's step. Both fall to 0.
-        drop: Share of the values that stay in float while a block learns.
-        seed: Of the samples and of what is dropped.
+        lr: Of the weights, in steps of their grids; ``value_lr`` of the logarithm of a value's step; ``bias_lr`` of biases,
+            where 1 is the root of the block's mean squared error. All fall to 0.
+        drop: Share of the values of fewer than 8 bits that stay in float while a block learns.
+        seed: Of the samples that are held back, of those of each step, and of what is dropped.
     """
 
-    start: Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch], Progress], None]
-    steps: int = 500
+    layers: InOrder
+    steps: int = 300
     batch: int = 32
-    lr: float = 0.003
+    lr: float = 0.002
     value_lr: float = 0.01
+    bias_lr: float = 0.1
     drop: float = 0.5
     seed: int = 0
 
-    def __call__(
-        self, reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch], progress: Progress = silent
-    ) -> None:
-        """Round all blocks, in order, each on what the quantized network feeds it by then.
+    def begin(self, both: Lockstep) -> Pass:
+        """See ``InOrder``."""
+        return _Blocks(self, both, self.layers.begin(both))
 
-        Args:
-            reference: The float network, norms folded.
-            module: Its copy with fake-quantize nodes, whose weights are still those of ``reference``.
-            batches: Inputs; a few hundred samples.
 
-        Raises:
-            DataError: There is none, or their shapes differ.
-        """
-        count_samples(batches)
-        inputs = [_joined(parts) for parts in zip(*batches, strict=True)]
-        self.start(reference, module, batches, progress)
-        both = _Both.of(reference, module)
-        found = find_blocks(reference, {n.name for n in both.quantized})
-        floats, integers = _Ahead(reference, batches), _Ahead(module, batches)
-        generator = torch.Generator().manual_seed(self.seed)
-        with progress("reconstructing", len(found)) as advance:
-            for block in found:
-                entry = _joined(floats.at(block.entry))
-                trial = _Trial(both, block)
-                fed = _Fed(inputs, entry, _joined(integers.at(trial.entry)), _joined(floats.at(block.exit)))
-                before, after = self._learn(trial, fed, generator)
-                advance(f"{block.exit.name}: squared error {before:.3g} -> {after:.3g}")
+class _Blocks(Pass):
+    """The layers' own pass, and behind each block what it learns as a whole."""
 
-    def _learn(self, trial: "_Trial", fed: "_Fed", generator: torch.Generator) -> tuple[float, float]:
-        """Learn a block's rounding; of where it stood at several times, keep what is best on all samples."""
-        before = best = trial.error(fed, self.batch)
-        learned, stretch = [c.latent for c in trial.choices.values()], list(trial.stretch.values())
-        if not learned or not before:
+    def __init__(self, settings: Reconstruction, both: Lockstep, layers: Pass) -> None:
+        self.settings, self.both, self.layers = settings, both, layers
+        self.inputs = [_joined(parts) for parts in zip(*both.module.batches, strict=True)]
+        self.sizes = [len(b[0]) for b in both.module.batches]
+        back = {t: n for n, t in both.twin.items()}
+        found = find_blocks(both.networks[0], {layer.node.name for layer in both.layers})
+        self.ends = {back[b.exit]: back[b.entry] for b in found}
+        self.total = layers.total + len(found)
+        self.entries: dict[fx.Node, Tensor] = {}  # what blocks are given
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        order = torch.randperm(both.samples, generator=self.generator)
+        self.held_back = order[: max(1, round(HELD_BACK * both.samples))]
+
+    def at(self, node: fx.Node, layer: Layer | None) -> Iterator[str]:
+        yield from self.layers.at(node, layer)
+        if node in self.ends:
+            yield self._block(node)
+        if node in self.ends.values():
+            self.entries[node] = _joined(self.both.module[node])
+
+    def _block(self, end: fx.Node) -> str:
+        trial = _Trial(self.both, self.ends.pop(end), end)
+        fed = _Fed(self.inputs, self.entries[trial.entry], _joined(self.both.reference[self.both.twin[end]]))
+        if trial.entry not in self.ends.values():
+            del self.entries[trial.entry]
+        before, after = self._learn(trial, fed)
+        self.both.put(end, trial.given(fed, self.settings.batch).split(self.sizes))
+        return f"{end.name}: squared error {before:.3g} -> {after:.3g}"
+
+    def _learn(self, trial: "_Trial", fed: "_Fed") -> tuple[float, float]:
+        """Learn a block's rounding; of where it stood at several times, keep what is best on the samples held back."""
+        use, back, settings = *fed.apart(self.held_back), self.settings
+        before = best = trial.error(back, settings.batch)
+        unit = trial.error(use, settings.batch)
+        parameters = trial.learned(settings, unit)
+        if not parameters or not before or not unit:
             return before, before
-        adam = torch.optim.Adam([{"params": learned, "lr": self.lr}, {"params": stretch, "lr": self.value_lr}])
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps)
+        adam = torch.optim.Adam(parameters)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.steps)
         kept = trial.settled()
-        for step in range(1, self.steps + 1):
-            at = torch.randint(len(fed.entry), (self.batch,), generator=generator)
+        for step in range(1, settings.steps + 1):
+            some = use.some(torch.randint(len(use.entry), (settings.batch,), generator=self.generator))
             adam.zero_grad()
-            found = trial.soft(fed.mixed(at, self.drop, generator), self.drop, generator)
-            (found - fed.wanted[at]).square().mean().backward(inputs=[*learned, *stretch])
+            loss = (trial.soft(some, settings.drop, self.generator) - some.wanted).square().mean() / unit
+            loss.backward(inputs=[t for group in parameters for t in group["params"]])
             adam.step()
             schedule.step()
-            if step % max(1, self.steps // LOOKS) == 0:
+            if step % max(1, settings.steps // LOOKS) == 0:
                 trial.write(now := trial.settled())
-                if (error := trial.error(fed, self.batch)) < best:
+                if (error := trial.error(back, settings.batch)) < best:
                     best, kept = error, now
         trial.write(kept)
         return before, best
-
-
-@dataclass(frozen=True)
-class _Both:
-    """The networks, with what belongs together."""
-
-    reference: fx.GraphModule
-    module: fx.GraphModule
-    back: dict[fx.Node, fx.Node]  # node of the float network -> node of the quantized one
-    quantized: dict[fx.Node, Layer]
-
-    @classmethod
-    def of(cls, reference: fx.GraphModule, module: fx.GraphModule) -> "_Both":
-        back = {t: n for n, t in twins(reference, module).items()}
-        return cls(reference, module, back, {layer.node: layer for layer in layers(module)})
 
 
 @dataclass(frozen=True)
@@ -181,69 +179,46 @@ class _Fed:
     """What a block is given and should give, all samples in one."""
 
     inputs: list[Tensor]  # of the network
-    entry: Tensor  # of the float network
-    quantized: Tensor
+    entry: Tensor  # what the quantized network gives there
     wanted: Tensor
 
-    def mixed(self, at: Tensor, drop: float, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Some samples' inputs, and what goes into the block: now what the float network feeds it, now the quantized one."""
-        return [x[at] for x in self.inputs], _mixed(self.entry[at], self.quantized[at], drop, generator)
+    def some(self, at: Tensor) -> "_Fed":
+        """Of those samples."""
+        return _Fed([x[at] for x in self.inputs], self.entry[at], self.wanted[at])
 
-
-@dataclass(frozen=True)
-class _Choice:
-    """A layer whose integers are learned.
-
-    Attributes:
-        latent: Learned: real numbers that are rounded to the integers, without the zero point.
-        limits: The least and the greatest integer, without the zero point.
-    """
-
-    layer: Layer
-    latent: Tensor
-    scale: Tensor
-    limits: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, layer: Layer, weight: Tensor, float_weight: Tensor) -> "_Choice":
-        """From the integers that it has, each as near to the float weight as rounding to that integer allows."""
-        grid = layer.grid
-        codes, zero, scale = grid.encode(weight.detach()), spread(grid.zero_point, weight.shape), grid.steps(weight.shape)
-        start = (codes - zero).float()
-        latent = start + (float_weight.detach() / scale - start).clamp(-EDGE, EDGE)
-        return cls(layer, latent.requires_grad_(), scale, (grid.low - zero, grid.high - zero))
-
-    def value(self) -> Tensor:
-        """The weight on its grid; gradients go straight through the rounding."""
-        rounded = self.latent + (self.latent.round() - self.latent).detach()
-        return rounded.clamp(*self.limits) * self.scale
-
-    def settled(self) -> Tensor:
-        """The same as the grid decodes it, bit by bit."""
-        codes = self.latent.detach().round().clamp(*self.limits).int()
-        return self.layer.grid.decode(codes + spread(self.layer.grid.zero_point, codes.shape))
+    def apart(self, held: Tensor) -> tuple["_Fed", "_Fed"]:
+        """Without those samples, and those; all twice, where there is only one."""
+        others = torch.ones(len(self.entry), dtype=torch.bool)
+        others[held] = len(held) == len(self.entry)
+        return self.some(others), self.some(held)
 
 
 class _Trial(fx.Interpreter):
     """A block of the quantized network while its rounding is learned."""
 
-    def __init__(self, both: "_Both", block: Block) -> None:
-        module = both.module
-        super().__init__(module)
-        self.gm, self.entry, self.end = module, both.back[block.entry], both.back[block.exit]
-        self.inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-        self.nodes = _between(self.entry, self.end)
-        mine = [both.quantized[n] for n in self.nodes if n in both.quantized]
-        self.choices = {
-            layer.node.all_input_nodes[1]: _Choice.of(
-                layer, parameter(module, layer.weight), parameter(both.reference, layer.weight)
-            )
-            for layer in mine
-            if own(both.reference, layer.weight)
+    def __init__(self, both: Lockstep, entry: fx.Node, end: fx.Node) -> None:
+        reference, self.gm = both.networks
+        super().__init__(self.gm)
+        self.entry, self.end = entry, end
+        self.inputs = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        self.nodes = _between(entry, end)
+        inside = set(self.nodes)
+        self.layers = {
+            layer.node.all_input_nodes[1]: layer
+            for layer in both.layers
+            if layer.node in inside and own(reference, layer.weight)
         }
-        self.coarse = {n: grid for n in self.nodes if (grid := _coarse_grid(module, n)) is not None}
+        self.choices = {
+            n: _choice(la.grid, parameter(self.gm, la.weight), parameter(reference, la.weight)) for n, la in self.layers.items()
+        }
+        self.biases = {
+            layer.bias: parameter(self.gm, layer.bias).detach().clone().requires_grad_()
+            for layer in self.layers.values()
+            if layer.bias is not None and own(reference, layer.bias)
+        }
+        self.coarse = {n: grid for n in self.nodes if (grid := _coarse_grid(self.gm, n)) is not None}
         self.stretch = self._stretches()
-        self.scales = {name: parameter(module, name).clone() for name in self.stretch}
+        self.scales = {name: parameter(self.gm, name).clone() for name in self.stretch}
         self.learning: tuple[float, torch.Generator] | None = None
 
     def _stretches(self) -> dict[str, Tensor]:
@@ -253,25 +228,35 @@ class _Trial(fx.Interpreter):
         outside = {n.target for n in self.gm.graph.nodes if n.op == "get_attr" and not set(n.users) <= inside}
         return {name: torch.zeros((), requires_grad=True) for name in sorted(names - outside)}
 
-    def soft(self, fed: tuple[list[Tensor], Tensor], drop: float, generator: torch.Generator) -> Tensor:
-        """What the block gives with the weights half-way and some values in float."""
+    def learned(self, settings: Reconstruction, unit: float) -> list[dict[str, Any]]:
+        """What there is to learn, as the optimizer wants it; ``unit`` is the block's mean squared error."""
+        groups = (
+            ([c.latent for c in self.choices.values()], settings.lr),
+            (list(self.biases.values()), settings.bias_lr * unit**0.5),
+            (list(self.stretch.values()), settings.value_lr),
+        )
+        return [{"params": found, "lr": lr} for found, lr in groups if found]
+
+    def soft(self, fed: _Fed, drop: float, generator: torch.Generator) -> Tensor:
+        """What the block gives with what is learned so far, and some values in float."""
         self.learning = (drop, generator)
         try:
-            return self._run(*fed)
+            return self._run(fed)
         finally:
             self.learning = None
 
     @torch.no_grad()
-    def error(self, fed: _Fed, batch: int) -> float:
-        """Mean squared error of what the block gives with the weights that it has."""
-        total = 0.0
-        for at in torch.arange(len(fed.entry)).split(batch):
-            found = self._run([x[at] for x in fed.inputs], fed.quantized[at])
-            total += float((found - fed.wanted[at]).square().sum())
-        return total / fed.wanted.numel()
+    def given(self, fed: _Fed, batch: int) -> Tensor:
+        """What the block gives with the weights that it has."""
+        parts = torch.arange(len(fed.entry)).split(batch)
+        return torch.cat([self._run(fed.some(at)) for at in parts])
 
-    def _run(self, inputs: list[Tensor], entry: Tensor) -> Tensor:
-        self.env = {**dict(zip(self.inputs, inputs, strict=True)), self.entry: entry}
+    def error(self, fed: _Fed, batch: int) -> float:
+        """Its mean squared error."""
+        return float((self.given(fed, batch) - fed.wanted).square().mean())
+
+    def _run(self, fed: _Fed) -> Tensor:
+        self.env = {**dict(zip(self.inputs, fed.inputs, strict=True)), self.entry: fed.entry}
         for node in self.nodes:
             if node not in self.env:
                 self.env[node] = self.run_node(node)
@@ -284,6 +269,8 @@ class _Trial(fx.Interpreter):
             return super().run_node(n)
         if n in self.choices:
             return self.choices[n].value()
+        if n.op == "get_attr" and str(n.target) in self.biases:
+            return self.biases[str(n.target)]
         if n not in self.coarse:
             return super().run_node(n)
         x = self.env[unquantized(n)]
@@ -294,14 +281,27 @@ class _Trial(fx.Interpreter):
 
     def settled(self) -> dict[str, Tensor]:
         """What was learned, by the names of the weights and scales that it is for."""
-        weights = {c.layer.weight: c.settled() for c in self.choices.values()}
-        return weights | {name: self.scales[name] * stretch.detach().exp() for name, stretch in self.stretch.items()}
+        weights = {la.weight: _decoded(la.grid, self.choices[n].settled()) for n, la in self.layers.items()}
+        biases = {name: b.detach().clone() for name, b in self.biases.items()}
+        return weights | biases | {name: self.scales[name] * stretch.detach().exp() for name, stretch in self.stretch.items()}
 
     @torch.no_grad()
     def write(self, values: dict[str, Tensor]) -> None:
         """Put them into the network."""
         for name, value in values.items():
             parameter(self.gm, name).copy_(value)
+
+
+def _choice(grid: Grid, weight: Tensor, float_weight: Tensor) -> Straight:
+    """From the integers that it has."""
+    zero = spread(grid.zero_point, weight.shape)
+    start = (grid.encode(weight.detach()) - zero).float()
+    return Straight.of(start, float_weight.detach(), grid.steps(weight.shape), (grid.low - zero, grid.high - zero))
+
+
+def _decoded(grid: Grid, integers: Tensor) -> Tensor:
+    """The weight on its grid, bit by bit, of integers without the zero point."""
+    return grid.decode(integers.int() + spread(grid.zero_point, integers.shape))
 
 
 def _coarse_grid(module: fx.GraphModule, node: fx.Node) -> Grid | None:
@@ -338,25 +338,6 @@ def _between(entry: fx.Node, end: fx.Node) -> list[fx.Node]:
 def _mixed(one: Tensor, other: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Elements of ``one`` with that probability, else of ``other``."""
     return torch.where(torch.rand(one.shape, generator=generator) < share, one, other)
-
-
-class _Ahead:
-    """The values of a network on all batches, as far as they have been asked for."""
-
-    def __init__(self, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        self.flow = Flow(Graph(module, batches[0], dynamic=True), batches)
-        self.place = {n: i for i, n in enumerate(self.flow.nodes)}
-        self.reached = -1
-
-    def at(self, node: fx.Node) -> list[Tensor]:
-        """A node's values; of those before the last one asked for, only what is read later."""
-        while self.reached < self.place[node]:
-            if self.reached >= 0:
-                self.flow.drop(self.flow.nodes[self.reached])
-            self.reached += 1
-            self.flow.compute(self.flow.nodes[self.reached])
-        found: list[Tensor] = self.flow[node]
-        return found
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ Layer after layer, on the inputs that the quantized network gives by then: the t
 before it. Biases take up the mean. Weights that are used twice, or read an input without a batch, are left to the nearest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from penjing.progress import Progress, silent
 from penjing.quant.codes import Problem, best_of, flipped, gptq_codes, relaxed_codes
 from penjing.quant.grids import Grid, spread
 from penjing.quant.insert import Layer
-from penjing.quant.lockstep import Lockstep, added, count_samples, own, parameter
+from penjing.quant.lockstep import InOrder, Lockstep, Pass, added, count_samples, own, parameter
 from penjing.quant.reconstruct import Reconstruction
 from penjing.score.flow import Batch
 from penjing.score.gram import Moments, least_squares, places, ridge_diagonal, squared_error
@@ -46,8 +46,8 @@ class AdaRound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerByLayer:
-    """A rounding: changes the quantized network's weights, in place, to values on their grids; and its biases.
+class LayerByLayer(InOrder):
+    """Layer after layer; biases take up the mean.
 
     Attributes:
         quantizer: How one layer's integers are found.
@@ -60,45 +60,43 @@ class LayerByLayer:
     ridges: tuple[float, ...] = (0.01, 0.1, 1.0)
     seed: int = 0
 
-    def __call__(
-        self, reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch], progress: Progress = silent
-    ) -> None:
-        """Round all layers.
+    def begin(self, both: Lockstep) -> Pass:
+        """See ``InOrder``."""
+        return _Layers(self, both)
 
-        Args:
-            reference: The float network, norms folded.
-            module: Its copy with fake-quantize nodes, whose weights are still those of ``reference``.
-            batches: Inputs; a few hundred samples.
 
-        Raises:
-            DataError: There is none, or a layer reads or gives values that are not finite.
-        """
-        both = Lockstep(reference, module, batches)
-        graph = Graph(reference, batches[0], dynamic=True)
+class _Layers(Pass):
+    """The layers that can be rounded by what they read, each in its turn."""
+
+    def __init__(self, settings: LayerByLayer, both: Lockstep) -> None:
+        self.settings, self.both = settings, both
+        reference, self.gm = both.networks
+        graph = Graph(reference, both.reference.batches[0], dynamic=True)
         known = {p.node: p for p in products(graph).values()}
-        chosen = {n for n, twin in both.twin.items() if twin in known}
-        generator = torch.Generator().manual_seed(self.seed)
-        with progress("rounding", len(chosen)) as advance:
-            for node, layer in both.walk():
-                if layer is None or node not in chosen:
-                    continue
-                product = known[both.twin[node]]
-                product = product if product.bias is None or own(module, product.bias) else replace(product, bias=None)
-                self._round(module, layer, product, *_moments(both, layer, product, generator))
-                both.again(node)
-                advance(layer.weight)
+        self.products = {n: known[twin] for n, twin in both.twin.items() if twin in known}
+        self.total = sum(layer.node in self.products for layer in both.layers)
+        self.generator = torch.Generator().manual_seed(settings.seed)
 
-    def _round(self, module: fx.GraphModule, layer: Layer, product: Product, use: Moments, back: Moments) -> None:
-        weight = parameter(module, layer.weight)
-        bias = None if product.bias is None else parameter(module, product.bias)
+    def at(self, node: fx.Node, layer: Layer | None) -> Iterator[str]:
+        if layer is None or node not in self.products:
+            return
+        product = self.products[node]
+        product = product if product.bias is None or own(self.gm, product.bias) else replace(product, bias=None)
+        self._round(layer, product, *_moments(self.both, layer, product, self.generator))
+        self.both.again(node)
+        yield layer.weight
+
+    def _round(self, layer: Layer, product: Product, use: Moments, back: Moments) -> None:
+        weight = parameter(self.gm, layer.weight)
+        bias = None if product.bias is None else parameter(self.gm, product.bias)
         old, moments = _matrix(product, weight, bias), use + back
 
         def held_back(ridge: float) -> float:
             return squared_error(back, least_squares(use, old, ridge, columns=product.columns))
 
-        ridge = min(self.ridges, key=held_back) if use.count and back.count else max(self.ridges)
-        problem = problem_of(product, layer.grid, weight, bias, moments, ridge)
-        codes = self.quantizer(problem)
+        ridges = self.settings.ridges
+        ridge = min(ridges, key=held_back) if use.count and back.count else max(ridges)
+        codes = self.settings.quantizer(problem_of(product, layer.grid, weight, bias, moments, ridge))
         with torch.no_grad():
             weight.copy_(layer.grid.decode(product.unmatrix(codes, weight.shape).to(layer.grid.zero_point)))
             if bias is not None:
@@ -191,6 +189,6 @@ def _bias(moments: Moments, matrix: Tensor) -> Tensor:
 
 gptq = LayerByLayer(quantizer=gptq_codes)
 adaround = LayerByLayer(quantizer=AdaRound())
-blocks = Reconstruction(start=gptq)
+blocks = Reconstruction(layers=gptq)
 
 ROUNDINGS: dict[str, Rounding] = {"nearest": nearest, "gptq": gptq, "adaround": adaround, "blocks": blocks}
