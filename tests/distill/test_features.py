@@ -162,6 +162,23 @@ def test_equal_and_dead_samples_have_no_wild_gradient(make: Callable[..., Teache
     assert ours.grad.isfinite().all() and ours.grad.abs().max() < 100
 
 
+@given(st.integers(0, 1000))
+def test_samples_that_differ_by_rounding_count_as_equal(seed: int) -> None:
+    ours = drawn(seed, 6, 50)
+    ours[1] = ours[0] * (1 + 1e-15)
+    ours.requires_grad_()
+    relations(STUDENT, TEACHER)(on_features(ours, drawn(seed + 1, 6, 50))).backward()
+    assert ours.grad is not None and ours.grad.abs().max() < 100
+
+
+@given(st.integers(0, 1000))
+def test_small_distances_are_exact_beside_large_ones(seed: int) -> None:
+    ours, theirs = drawn(seed, 6, 4, dtype=torch.float32), drawn(seed + 1, 6, 4, dtype=torch.float32)
+    ours[1], ours[5] = ours[0] + 1e-3 * ours[1], ours[5] + 1e3
+    expected = value(relations(STUDENT, TEACHER), ours.double(), theirs.double())
+    assert value(relations(STUDENT, TEACHER), ours, theirs) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("make", [hint, mimic, attention])
 def test_a_map_and_a_vector_are_refused(make: Callable[..., TeacherLoss]) -> None:
     with pytest.raises(ModelError, match=r"'body.ours'.*\(4, 3, 2, 2\).*'body.theirs'.*\(4, 5\)"):

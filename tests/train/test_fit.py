@@ -1,5 +1,5 @@
 import copy
-import itertools
+import csv
 import math
 import signal
 import subprocess
@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from penjing.distill import kl
-from penjing.errors import DataError, PenjingError, RecipeError, TrainingError
+from penjing.data import augmentation
+from penjing.distill import Ramp, hint, kl, weighted, with_labels
+from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError
 from penjing.files import read_tensors
 from penjing.quant import Scheme, quantize
 from penjing.quant.learned import learn_steps, trained_steps, weight_grids
@@ -27,6 +27,7 @@ from penjing.task import Batches, Score, Task
 from penjing.train import Epoch, Training, fit
 from penjing.train.freeze import Freezing
 from penjing.train.schedules import cosine
+from penjing.train.state import Learner
 
 SETTINGS = Training(precision="32-true", lr=0.1)
 ROOT = Path(__file__).parents[2]
@@ -489,22 +490,6 @@ def test_the_rate_that_is_told_is_that_of_the_schedule() -> None:
     assert [e.lr for e in seen] == [0.1 * cosine(step, 12, 0.1) for step in (2, 5, 8, 11)]
 
 
-@given(st.integers(1, 500), st.floats(0, 0.99))
-def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine(total: int, warmup: float) -> None:
-    rise = max(1, round(warmup * total))
-    rates = [cosine(step, total, warmup) for step in range(total)]
-    assert all(0 < r <= 1 for r in rates)
-    assert rates[0] == pytest.approx(1 / rise)
-    assert rates[min(rise, total) - 1] == pytest.approx(1)
-    assert all(b - a == pytest.approx(1 / rise) for a, b in itertools.pairwise(rates[:rise]))
-    assert all(b <= a for a, b in itertools.pairwise(rates[rise - 1 :]))
-    if total > rise:
-        assert cosine(total, total, warmup) == pytest.approx(0, abs=1e-12)
-        assert cosine(rise, total, warmup) == 1
-        middle = rise + (total - rise) / 2
-        assert cosine(middle, total, warmup) == pytest.approx(0.5)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -516,6 +501,14 @@ def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine(total: int, warmup:
         {"clip": -1},
         {"precision": "nonsense"},
         {"scale_lr": -1},
+        {"accumulate": 0},
+        {"ema": 1},
+        {"cutmix": 1.1},
+        {"smoothing": 1},
+        {"patience": -1},
+        {"optimizer": "nonsense"},
+        {"schedule": "nonsense"},
+        {"keep": "nonsense"},
     ],
     ids=str,
 )
@@ -541,3 +534,183 @@ def test_batches_that_can_be_walked_once_are_refused() -> None:
     """Else the epoch would be over before it began, with a loss of 0."""
     with pytest.raises(DataError, match=r"task\.train"):
         fit(network(), task(iter(batches())), epochs=1, settings=SETTINGS)
+
+
+def test_batches_that_are_accumulated_are_one_large_batch() -> None:
+    """With a network whose samples do not meet, four batches of six are one of 24, and a last group may be smaller."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = data(24)
+    settings = replace(SETTINGS, precision="64-true", schedule="constant", warmup=0.0)
+    small = [(x[i : i + 6].double(), y[i : i + 6]) for i in range(0, 24, 6)]
+    large = [(x.double(), y)]
+    found = fit(model.double(), task(small), epochs=2, settings=replace(settings, accumulate=4))
+    expected = fit(model, task(large), epochs=2, settings=settings)
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    uneven = [(x[:12].double(), y[:12]), (x[12:].double(), y[12:])]
+    threes = fit(model, task([*small[:2], *small[2:]]), epochs=1, settings=replace(settings, accumulate=2))
+    pairs = fit(model, task(uneven), epochs=1, settings=settings)
+    for a, b in zip(threes.parameters(), pairs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_mean_of_the_weights_is_handed_back() -> None:
+    """Written out: after step n the mean moves by 1 - min(decay, (1 + n) / (10 + n)); the first step is taken whole."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1, bias=False)
+    train = [(torch.randn(4, 2), torch.randn(4, 1)) for _ in range(5)]
+    own = task(train, F.mse_loss)
+    after_each: list[Tensor] = []
+    for steps in range(1, 6):
+        plain = replace(SETTINGS, schedule="constant", warmup=0.0, momentum=0.0)
+        after_each.append(fit(model, task(train[:steps], F.mse_loss), epochs=1, settings=plain).weight.detach())
+    mean = after_each[0]
+    for n, weight in enumerate(after_each[1:], start=1):
+        share = min(0.2, (1 + n) / (10 + n))
+        mean = share * mean + (1 - share) * weight
+    found = fit(model, own, epochs=1, settings=replace(SETTINGS, schedule="constant", warmup=0.0, momentum=0.0, ema=0.2))
+    torch.testing.assert_close(found.weight.detach(), mean)
+
+
+def accuracy(run: Callable[[Tensor], Tensor], split: Batches) -> Score:
+    right = torch.cat([run(x).argmax(1) == y for x, y in split])
+    return Score(right.float().mean().item(), len(right), right.numpy())
+
+
+def watched(train: Batches | None = None) -> Task:
+    return replace(task(train), search=batches(), metric=accuracy)
+
+
+EVERYTHING = replace(
+    SETTINGS, optimizer="adamw", lr=0.01, schedule="one_cycle", ema=0.9, mixup=0.3, cutmix=0.5, smoothing=0.1, accumulate=2,
+    keep="best", precision="bf16-mixed",
+)  # fmt: skip
+
+
+def test_all_settings_together_can_be_interrupted(tmp_path: Path) -> None:
+    """AdamW's moments, the mean of the weights, the best epoch, a learned projector, and all chances go on."""
+
+    def run(**more: Any) -> nn.Module:
+        torch.manual_seed(5)
+        loss = weighted((Ramp(1, 0), kl()), (0.3, hint("4", "4")), (0.2, with_labels(F.cross_entropy)))
+        flip = augmentation(["flip", "erase"], (6, 6))
+        return fit(
+            network(), watched(shuffling()), epochs=4, teacher=network(), loss=loss, settings=EVERYTHING, augment=flip, **more
+        )
+
+    expected = run()
+    with pytest.raises(Interrupted):
+        run(checkpoint=tmp_path / "c", on_epoch=after(2))
+    told: list[Epoch] = []
+    assert same(run(checkpoint=tmp_path / "c", on_epoch=told.append), expected)
+    assert all(e.metric is not None for e in told)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends() -> None:
+    values = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
+
+    def metric(_run: Any, _split: Any) -> Score:
+        return Score(next(values), 1, np.ones(1))
+
+    own = replace(task(), metric=metric)
+    told: list[Epoch] = []
+    fit(network(), own, epochs=6, settings=replace(SETTINGS, keep="best", patience=2), on_epoch=told.append)
+    assert [e.metric for e in told] == [0.1, 0.5, 0.4, 0.3]
+    nets: list[dict[str, Tensor]] = []
+
+    def looking(run: Any, split: Any) -> Score:
+        del split
+        nets.append({"y": run(data()[0])})
+        return Score([0.1, 0.5, 0.4][len(nets) - 1], 1, np.ones(1))
+
+    found = fit(network(), replace(task(), metric=looking), epochs=3, settings=replace(SETTINGS, keep="best"))
+    torch.testing.assert_close(found(data()[0]), nets[1]["y"])
+    assert not torch.allclose(nets[1]["y"], nets[2]["y"])
+
+
+def test_a_loss_that_explodes_stops() -> None:
+    def loss(output: Tensor, _target: Any) -> Tensor:
+        return -(output**2).sum() * 1e3
+
+    with pytest.raises(TrainingError, match="exploded"):
+        fit(network(), task(loss=loss), epochs=50, settings=replace(SETTINGS, lr=1.0, clip=0.0))
+
+
+def test_augmentation_is_seen_by_teacher_and_student_alike() -> None:
+    seen: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+
+    class Looking(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name, self.head = name, nn.Linear(3 * 36, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen[self.name].append(x.detach().clone())
+            return self.head(x.flatten(1))
+
+    settings = replace(SETTINGS, mixup=0.4)
+    teacher, student = Looking("teacher"), Looking("student")
+    fit(student, task(), epochs=1, teacher=teacher, loss=kl(), settings=settings, augment=lambda x: x + torch.rand(()))
+    steps = [[x for x in values if len(x) == 8] for values in seen.values()]
+    assert len(steps[0]) == len(steps[1]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+    assert all(not torch.allclose(a, x) for a, (x, _) in zip(steps[0], batches(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "asked"),
+    [
+        (batches, SETTINGS, 3),  # a list: once a batch, however many epochs
+        (shuffling, SETTINGS, 9),
+        (batches, replace(SETTINGS, mixup=0.1), 9),
+    ],
+)
+def test_a_teacher_is_asked_once_of_what_never_changes(
+    train: Callable[[], Batches], settings: Training, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 0
+    original = Learner.taught
+
+    def counting(self: Learner, inputs: tuple[Tensor, ...]) -> Any:
+        nonlocal count
+        count += 1
+        return original(self, inputs)
+
+    monkeypatch.setattr(Learner, "taught", counting)
+    found = fit(network(), task(train()), epochs=3, teacher=network(), loss=kl(), settings=settings)
+    assert count == asked
+    monkeypatch.setattr("penjing.train.recall.LIMIT", 0)
+    assert same(found, fit(network(), task(train()), epochs=3, teacher=network(), loss=kl(), settings=settings))
+
+
+def test_logs_hold_every_epoch_once(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    with pytest.raises(Interrupted):
+        fit(network(), watched(), epochs=4, settings=replace(SETTINGS, watch=True), checkpoint=tmp_path / "c", logs=logs,
+            on_epoch=after(2))  # fmt: skip
+    told: list[Epoch] = []
+    fit(network(), watched(), epochs=4, settings=replace(SETTINGS, watch=True), checkpoint=tmp_path / "c", logs=logs,
+        on_epoch=told.append)  # fmt: skip
+    with (logs / "log.csv").open(encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert [int(r["epoch"]) for r in rows] == [1, 2, 3, 4]
+    assert [(float(r["loss"]), float(r["metric"])) for r in rows] == [(e.loss, e.metric) for e in told]
+    assert list(logs.glob("events.out.tfevents*"))
+
+
+def test_a_teacher_of_other_classes_and_a_module_that_is_not_there_are_named() -> None:
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 4))
+    with pytest.raises(ModelError, match=r"\(2, 3\).*\(2, 4\)"):
+        fit(network(), task(), epochs=1, teacher=other, loss=kl())
+    with pytest.raises(ModelError, match="no module 'head'"):
+        fit(network(), task(), epochs=1, teacher=network(), loss=hint("head", "4"))
+
+
+def test_a_checkpoint_of_another_loss_is_refused(tmp_path: Path) -> None:
+    def run(loss: Any) -> None:
+        fit(network(), task(), epochs=1, teacher=network(), loss=loss, settings=SETTINGS, checkpoint=tmp_path / "c")
+
+    run(kl(2.0))
+    with pytest.raises(TrainingError, match="another run, with other loss"):
+        run(kl(3.0))

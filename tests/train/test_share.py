@@ -84,7 +84,7 @@ ranks.leave()
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    """With a shuffled loader, a list, and batches that two cannot share evenly; norms, a learned projector, a mean, a metric."""
+    """With a shuffled loader, a list, and batches of odd size; norms, a learned projector, a mean, a metric."""
     found: list[dict[str, Any]] = []
     script = tmp_path / "run.py"
     script.write_text(TRAINED)

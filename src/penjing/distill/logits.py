@@ -105,7 +105,7 @@ class _DKD(_OnLogits):
         whole = [_yes_and_no(logits, own) for logits in (ours, theirs)]
         # Without the class itself: its logit as low as can be, so that it takes no part.
         others = [F.log_softmax(logits.masked_fill(own, torch.finfo(logits.dtype).min), 1) for logits in (ours, theirs)]
-        among = (others[1].exp() * (others[1] - others[0])).masked_fill(own, 0).sum(1).mean()
+        among = (others[1].exp() * (others[1] - others[0])).sum(1).mean()
         between = (whole[1].exp() * (whole[1] - whole[0])).sum(1).mean()
         return (self.alpha * between + self.beta * among) * self.temperature**2
 

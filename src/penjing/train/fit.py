@@ -71,7 +71,7 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
             student see the same. Chance must come from torch's generator.
         checkpoint: Where the state is kept, written whole after every epoch. When it is there already, training goes on
             from it, and on one CPU ends with the same weights, bit for bit, as if it had not been interrupted.
-        logs: A folder for ``log.csv`` and, where tensorboardX is installed (``penjing[tensorboard]``), its events; one line an epoch.
+        logs: A folder for ``log.csv``, one line an epoch, and, with ``penjing[tensorboard]`` installed, TensorBoard's events.
         on_epoch: Called after every epoch, for those in the checkpoint too.
 
     Raises:
