@@ -279,3 +279,57 @@ def test_mistakes_of_quantize_are_told(words: list[str], told: str, here: Path, 
     assert penjing("quantize", *words, *QUANTIZE, "--out", "never.onnx") == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not (here / "never.onnx").exists()
+
+
+DISTILL = ["--data", "own_model:task", "--pretrain-epochs", "2", "--finetune-epochs", "1"]
+
+
+def test_a_network_teaches_one_of_half_its_width(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "--teacher", "own_model:build", "--weights", "own.safetensors", "--width", "0.5", *DISTILL]
+    assert penjing(*words, "--out", "runs/half") == 0
+    told = capsys.readouterr().out
+    assert "of the teacher's" in told
+    small = load(here / "runs/half/distilled.safetensors", lambda: load_model("own_model:build"))
+    assert [tuple(p.shape[:2]) for p in small.parameters() if p.ndim == 4] == [(24, 1), (48, 24)]
+    steps = json.loads((here / "runs/half/distill.json").read_text())
+    assert pj.measure.top1(small, load_task("own_model:task").confirm).value == pytest.approx(steps[2]["score"])
+    assert steps[2]["score"] > 0.5  # a third by chance
+    assert penjing(*words, "--out", "runs/half", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == steps
+    assert penjing(*words, "--out", "runs/half", "--seed", "1") == 2
+    assert "belongs to another run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--student"),
+        (["--student", "own_model:build", "--width", "0.5"], "--student"),
+        (["--width", "1.5"], "student.width is 1.5"),
+        (["--student", "own_model:build", "--loss", "kll"], "did you mean 'kl'"),
+        (["--student", "own_model:build", "--loss", "kl:heat=2"], "temperature"),
+        (["--student", "own_model:build", "--loss", "kl:temperature=0"], "temperature is 0"),
+        (["--student", "own_model:build", "--loss", "kl:temperature"], "kl:temperature=2"),
+        (["--student", "own_model:build", "--devices", "0"], "--devices is 0"),
+    ],
+)
+def test_mistakes_in_distilling(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert penjing("distill", "--teacher", "own_model:build", *words, *DISTILL, "--out", "runs/wrong") == 2
+    assert said in capsys.readouterr().err.replace("\n", "")
+
+
+def test_two_processes_distil_as_one(here: Path) -> None:
+    words = [
+        "distill", "--teacher", "own_model:build", "--weights", "own.safetensors", "--student", "own_model:build",
+        *DISTILL, "--lr", "0.005", "--json",
+    ]  # fmt: skip
+    scores = []
+    for devices in ("1", "2"):
+        run = [sys.executable, "-m", "penjing", *words, "--devices", devices, "--out", f"runs/devices{devices}"]
+        done = subprocess.run(run, cwd=here, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        told = json.loads(done.stdout)  # once, not once a process
+        scores.append([epoch["loss"] for step in told for epoch in step["epochs"]])
+    assert scores[1] == pytest.approx(scores[0], rel=0.02)  # in bfloat16
+    assert len(scores[0]) == 3

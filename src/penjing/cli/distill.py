@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import nn
 
@@ -52,6 +53,7 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
     --pretrain-epochs 20 --out runs/small`
     """
     together(devices, nodes)
+    torch.manual_seed(seed)  # from here on: a factory may draw the weights that training starts from
     big, task = network(teacher, weights), load_task(data)
     small, plan = _student(big, task, student, width, depth, fresh=fresh, seed=seed)
     lessons = Lessons(

@@ -145,9 +145,9 @@ class _School:
         loss = learning.get("loss")
         if loss is not None:
             learning["loss"] = loss = as_teacher_loss(loss)
-        self.before = _digest(
-            self.before, model.state_dict(), {"epochs": epochs, "settings": asdict(settings), "loss": repr(loss)}
-        )
+        about = {"epochs": epochs, "settings": asdict(settings), "loss": repr(loss), "model": _shapes(model)}
+        # Where training starts from may be drawn anew by the caller at each start; what is not trained may not.
+        self.before = _digest(self.before, {} if epochs else model.state_dict(), about)
         path, history = self.out / f"{name}.safetensors", list[Epoch]()
         there = path.is_file()
         if epochs and not there:
@@ -179,6 +179,10 @@ class _School:
             )
         model.load_state_dict(tensors)
         return model, [Epoch(**e) for e in about["history"]]
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
 def _digest(before: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
