@@ -31,7 +31,7 @@ def ours(source: Path) -> None:
     del source
     model, example = build("resnet50", None)
     generator = torch.Generator().manual_seed(1)
-    images = (torch.randn(example[0].shape, generator=generator) for _ in range(IMAGES))
+    images = [torch.randn(example[0].shape, generator=generator) for _ in range(IMAGES)]
     began = time.perf_counter()
     pj.quantize(model, example, images, target="openvino")
     _say(time.perf_counter() - began)

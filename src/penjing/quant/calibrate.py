@@ -1,6 +1,6 @@
 """One pass over the calibration data: the range of every value that gets a grid, and the mean of what every layer reads."""
 
-from collections.abc import Callable, Iterable, Mapping, Set, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, fx
 
 from penjing.errors import DataError, first_line
+from penjing.graph.capture import takes_any_batch
 from penjing.progress import Progress, silent
 from penjing.quant.observers import Observer
 from penjing.task import Inputs, as_tuple
+
+TOGETHER = 2**20  # numbers of inputs, six images of 224 px, that are run at once
 
 
 @dataclass
@@ -54,16 +57,44 @@ def calibrate(
     Raises:
         DataError: There is no batch, the network does not take one, a value is not finite, or all inputs are constant.
     """
+    by_batch = make().by_batch
     watch = _Watch(module, values, means, least, make)
     total = len(batches) if isinstance(batches, Sized) else 1
     with torch.no_grad(), progress("calibration", total) as advance:
-        for inputs in batches:
-            watch.one(as_tuple(inputs))
-            advance(f"{watch.samples} samples")
+        for inputs, count in _together(batches, 0 if by_batch or not takes_any_batch(module) else TOGETHER):
+            watch.one(inputs)
+            for _ in range(count):
+                advance(f"{watch.samples} samples")
     if not watch.samples:
         raise DataError("calibration is empty: it yields no batch; give a few hundred images")
     _check_inputs(module, watch.values)
     return Seen(watch.values, {name: total / watch.samples for name, total in watch.totals.items()}, watch.lowest)
+
+
+def _together(batches: Iterable[Inputs], most: int) -> Iterator[tuple[tuple[Tensor, ...], int]]:
+    """Small batches of one shape as larger ones of ``most`` numbers, which cost less; and of how many each is made."""
+    waiting: list[tuple[Tensor, ...]] = []
+    for inputs in map(as_tuple, batches):
+        if waiting and not (_alike(waiting[0], inputs) and _numbers([*waiting, inputs]) <= most):
+            yield _joined(waiting), len(waiting)
+            waiting = []
+        waiting.append(inputs)
+    if waiting:
+        yield _joined(waiting), len(waiting)
+
+
+def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    """Whether two batches can be put together: of the same shapes, all inputs of as many samples."""
+    batched = all(x.ndim and len(x) == len(b[0]) for x in b)
+    return batched and [(x.shape, x.dtype) for x in a] == [(x.shape, x.dtype) for x in b]
+
+
+def _numbers(batches: Iterable[tuple[Tensor, ...]]) -> int:
+    return sum(x.numel() for inputs in batches for x in inputs)
+
+
+def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return batches[0] if len(batches) == 1 else tuple(map(torch.cat, zip(*batches, strict=True)))
 
 
 def _check_inputs(module: fx.GraphModule, values: Mapping[str, Observer]) -> None:
@@ -75,9 +106,15 @@ def _check_inputs(module: fx.GraphModule, values: Mapping[str, Observer]) -> Non
 
 class _Watch(fx.Interpreter):
     def __init__(
-        self, module: fx.GraphModule, values: Set[str], means: Set[str], least: Set[str], make: Callable[[], Observer]
+        self,
+        module: fx.GraphModule,
+        values: Set[str],
+        means: Set[str],
+        least: Set[str],
+        make: Callable[[], Observer],
     ) -> None:
         super().__init__(module)
+        self.weights = dict[str, Tensor]()
         self.values = {name: make() for name in values}
         self.means, self.least = means, least
         self.totals: dict[str, Tensor] = {}
@@ -87,18 +124,27 @@ class _Watch(fx.Interpreter):
     def one(self, inputs: tuple[Tensor, ...]) -> None:
         self.samples += inputs[0].shape[0]
         try:
-            self.run(*inputs)
+            self.run(*(_channels_last(x) for x in inputs))
         except (RuntimeError, TypeError, ValueError, IndexError) as e:  # torch's complaints about shapes
             shapes = [tuple(x.shape) for x in inputs]
             raise DataError(
                 f"the model does not take what calibration yields, inputs of shape {shapes}: {first_line(e)}"
             ) from e
 
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Weights as convolutions want them, made once: torch would do so for every batch."""
+        value = super().get_attr(target, args, kwargs)
+        if not isinstance(value, Tensor) or value.ndim != 4:
+            return value
+        if target not in self.weights:
+            self.weights[target] = _channels_last(value)
+        return self.weights[target]
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self.values:
             observer = self.values[n.name]
-            observer.update(value.reshape(1, -1))
+            observer.update(_in_memory_order(value).reshape(1, -1))
             low, high = float(observer.low), float(observer.high)
             if not (abs(low) < float("inf") and abs(high) < float("inf")):
                 raise DataError(
@@ -113,3 +159,13 @@ class _Watch(fx.Interpreter):
                 least = value.amin(others)
                 self.lowest[n.name] = torch.minimum(self.lowest.get(n.name, least), least)
         return value
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The memory format in which convolutions are fastest, for maps of two dimensions; others as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _in_memory_order(value: Tensor) -> Tensor:
+    """A view that can be flattened without a copy; observers do not care about the order."""
+    return value if value.is_contiguous() or value.ndim != 4 else value.permute(0, 2, 3, 1)

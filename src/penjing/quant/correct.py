@@ -62,7 +62,7 @@ def correct_bias_from_means(module: fx.GraphModule, means: Mapping[str, Tensor])
     for layer in layers(module):
         if layer.node.name in {k.node.name for k in known} and own(module, str(layer.bias)):
             weight = parameter(module, layer.weight).detach()
-            error = layer.grid.nearest(weight).double() - weight.double()
+            error = layer.grid.nearest(weight) - weight  # exact in float, or nearly: both are close
             _shift(module, layer, -_through(layer, error, means[_source(layer).name].double()))
 
 
@@ -96,10 +96,10 @@ def _is_plain(module: fx.GraphModule, layer: Layer) -> bool:
 def _through(layer: Layer, weight: Tensor, mean: Tensor) -> Tensor:
     """The mean output of a layer with that weight and no bias: ``(outputs,)``."""
     if layer.node.target is aten.linear.default:
-        return weight @ mean
+        return weight.double() @ mean
     given = arguments(layer.node)
     groups: int = given["groups"]
-    taps = weight.flatten(2).sum(2)
+    taps = weight.flatten(2).sum(2, dtype=torch.float64)
     if layer.node.target not in TRANSPOSED:
         return _grouped(taps.view(groups, -1, taps.shape[1]), mean)
     # Each input is spread over as many outputs as the stride makes of it.

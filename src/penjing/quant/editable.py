@@ -89,8 +89,8 @@ class Editable:
         self.node.args = (*self.node.args[:2], added, *self.node.args[3:])
 
 
-def editable(module: fx.GraphModule, node: object) -> Editable | None:
-    """The layer of a node; None where it is no layer, or its weight is computed or shared."""
+def editable(module: fx.GraphModule, node: object, *, light: bool = False) -> Editable | None:
+    """The layer of a node, ``light`` without numbers; None where it is no layer, or its weight is computed or shared."""
     if not isinstance(node, fx.Node) or node.target not in WEIGHTED:
         return None
     held, bias = node.args[1], argument(node, 2, None)
@@ -104,7 +104,8 @@ def editable(module: fx.GraphModule, node: object) -> Editable | None:
     added = weight.new_zeros(outputs) if bias is None else attribute(module, bias)
     if added is None:
         return None
-    return Editable(module, node, weight.double(), added.double(), output, groups, weight.dtype)
+    dtype, device = torch.float64, "meta" if light else None
+    return Editable(module, node, weight.to(device, dtype), added.to(device, dtype), output, groups, weight.dtype)
 
 
 def attribute(module: fx.GraphModule, node: object) -> Tensor | None:

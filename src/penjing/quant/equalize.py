@@ -32,7 +32,7 @@ _RESHAPES = frozenset({aten.flatten.using_ints, aten.view.default, aten.reshape.
 
 
 @dataclass
-class _Place:
+class Place:
     """Where the channels of a layer's output are by the time they come to a value.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Place:
 class _Pair:
     first: Editable
     second: Editable
-    place: _Place
+    place: Place
 
     def factors(self) -> Tensor:
         """``s`` of each channel between the layers: ``sqrt(r1 * r2) / r2``; 1 where either range is zero."""
@@ -136,7 +136,7 @@ def _pairs(module: fx.GraphModule, seen: Mapping[str, float]) -> tuple[list[_Pai
     layers = {n: layer for n in module.graph.nodes if (layer := editable(module, n)) is not None}
     pairs, reasons = [], {}
     for node, first in layers.items():
-        place, reason = _follow(_Place(node, first.place(node.meta["val"])), seen)
+        place, reason = _follow(Place(node, first.place(node.meta["val"])), seen)
         reader = next(iter(place.value.users), None)
         second = layers.get(reader) if reader is not None else None
         if reason or second is None:
@@ -148,7 +148,7 @@ def _pairs(module: fx.GraphModule, seen: Mapping[str, float]) -> tuple[list[_Pai
     return pairs, reasons
 
 
-def _follow(place: _Place, seen: Mapping[str, float]) -> tuple[_Place, str]:
+def _follow(place: Place, seen: Mapping[str, float]) -> tuple[Place, str]:
     """Go on to the last value that factors come through to; why it cannot be used, or nothing."""
     while True:
         if len(place.value.users) != 1:
@@ -160,7 +160,7 @@ def _follow(place: _Place, seen: Mapping[str, float]) -> tuple[_Place, str]:
                 return place, reason
             place.clips.append(reader)
             place.shifts = False
-        elif not _passes(place, reader):
+        elif not passes(place, reader):
             return place, ""
         place.value = reader
 
@@ -175,7 +175,7 @@ def _why_clips(clip: fx.Node, seen: Mapping[str, float]) -> str:
     return "" if seen[clip.name] < high else f"{clip.name} clips at {high}, and does so"
 
 
-def _passes(place: _Place, node: fx.Node) -> bool:
+def passes(place: Place, node: fx.Node) -> bool:
     """Whether factors of channels come through a node; says where they are then."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or node.args[0] is not place.value or place.value in node.args[1:]:
@@ -194,7 +194,7 @@ def _passes(place: _Place, node: fx.Node) -> bool:
     return node.target in _RESHAPES and _reshaped(place, before.shape, value.shape)
 
 
-def _averaged(place: _Place, node: fx.Node) -> bool:
+def _averaged(place: Place, node: fx.Node) -> bool:
     ndim = place.value.meta["val"].ndim
     dims = argument(node, 1, None)
     over = [d % ndim for d in dims] if isinstance(dims, list | tuple) else []
@@ -205,7 +205,7 @@ def _averaged(place: _Place, node: fx.Node) -> bool:
     return True
 
 
-def _reshaped(place: _Place, before: torch.Size, after: torch.Size) -> bool:
+def _reshaped(place: Place, before: torch.Size, after: torch.Size) -> bool:
     """Whether a reshape keeps batch and channels apart, or makes columns of a channel's pixels."""
     if place.dim != 1 or place.repeats > 1 or len(after) < 2 or before[0] != after[0]:
         return False

@@ -96,7 +96,8 @@ class Histogram(ABC):
     def add(self, batch: Batch) -> None:
         """Take in a batch; every element of its sample stands for ``stride`` of them."""
         self._waiting.append(batch)
-        if sum(b.sample.numel() for b in self._waiting) > WAITING:
+        # One row has few counts: it need not wait, and the many values of a network would wait in much memory.
+        if len(batch.low) == 1 or sum(b.sample.numel() for b in self._waiting) > WAITING:
             self._settle()
 
     @property
@@ -118,7 +119,7 @@ class Histogram(ABC):
                 self._octave, self._counts = batch.octave, self._counts.new_zeros(len(batch.low), self._counts.shape[1])
             self._grow(torch.maximum(self._octave, batch.octave))
             self._count(batch.sample, None, batch.stride)
-            if batch.stride > 1:
+            if batch.beyond.any():
                 self._count(batch.peaks, batch.beyond, 1)
         self._waiting.clear()
 
@@ -160,6 +161,8 @@ class Histogram(ABC):
         for start in range(0, len(values), step):
             part = slice(start, start + step)
             x = values[part]
+            if wanted is not None and len(x) == 1:  # few of one row are: they can be picked before they are placed
+                x, wanted = x[wanted[part]][None], None
             index = self._place(x.abs(), self._octave[part, None]) * (1 - 2 * (x < 0).int()) + self.half
             index += torch.arange(len(x), dtype=torch.int32)[:, None] * bins
             chosen = index.flatten() if wanted is None else index[wanted[part]]

@@ -42,6 +42,7 @@ class Observer(ABC):
         RecipeError: ``bits`` is not from 2 to 8.
     """
 
+    by_batch: ClassVar[bool] = False  # whether it matters which samples come together
     least: ClassVar[int] = SAMPLE  # how many numbers of a row are counted, however many rows there are
 
     def __init__(self, *, bits: int = 8, signed: bool = False) -> None:
@@ -117,6 +118,7 @@ class MovingAverage(Observer):
         RecipeError: ``newest`` or ``bits`` is out of range.
     """
 
+    by_batch = True
     least = FEW
 
     def __init__(self, newest: float = 0.1, *, bits: int = 8, signed: bool = False) -> None:

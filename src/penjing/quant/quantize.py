@@ -4,6 +4,7 @@ What comes out is a trainable module; the export writes the same graph, so what 
 """
 
 import copy
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means, round_biases
 from penjing.quant.equalize import absorb_biases, equalize
+from penjing.quant.even import even_out
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
 from penjing.quant.observers import OBSERVERS, MinMax
@@ -51,7 +53,13 @@ def quantize(
         ModelError: The model cannot be read, or its weights are not finite.
         RecipeError: The target is not known.
     """
-    return Quantizer(model, example, calibration, target=target_named(target), scheme=scheme, progress=progress).module()
+    quantizer = Quantizer(model, example, calibration, target=target_named(target), scheme=scheme, progress=progress)
+    module = quantizer.module(sharing=quantizer.scheme.rounding == "nearest")  # which leaves weights as they are
+    theirs = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+    for t in (*module.parameters(), *module.buffers()):
+        if t.data_ptr() in theirs:
+            t.data = t.data.clone()
+    return module
 
 
 class Quantizer:
@@ -75,25 +83,30 @@ class Quantizer:
         """See ``quantize``."""
         self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
         check_weights(model)
-        self.reference = capture(model, as_inputs(example)).module
+        self.reference = capture(model, as_inputs(example), sharing=True).module
+        gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         prepare(self.reference, target)
+        bits = min(target.weight_bits, self.scheme.weight_bits)
+        even_out(self.reference, self.batches, weight_bits=bits, value_bits=self.scheme.value_bits)
         if self.scheme.equalize:
             self._equalize()
         self.seen = Seen()
 
-    def module(self, floats: Iterable[str] = (), target: Target | None = None) -> fx.GraphModule:
+    def module(self, floats: Iterable[str] = (), target: Target | None = None, *, sharing: bool = False) -> fx.GraphModule:
         """The quantized network.
 
         Args:
             floats: Names of layers' and operations' nodes in ``reference`` that stay in float.
             target: Another profile than the one it was made for.
+            sharing: Whether its weights are those of ``reference`` and not a copy, for memory; biases are copies.
 
         Raises:
             DataError: See ``quantize``.
         """
         placement = self.placement(floats, target)
-        module = copy.deepcopy(self.reference)
+        shared = {id(w): w for w in self.reference.parameters() if w.ndim > 1} if sharing else {}
+        module = copy.deepcopy(self.reference, shared)
         self._insert_weights(module, placement, target or self.target)
         self._insert_values(module, placement, target or self.target)
         module.meta["reasons"] = placement.reasons
