@@ -61,7 +61,7 @@ def calibrate(
     watch = _Watch(module, values, means, least, make)
     total = len(batches) if isinstance(batches, Sized) else 1
     with torch.no_grad(), progress("calibration", total) as advance:
-        for inputs, count in _together(batches, 0 if by_batch or not takes_any_batch(module) else TOGETHER):
+        for inputs, count in together(module, batches, 0 if by_batch else TOGETHER):
             watch.one(inputs)
             for _ in range(count):
                 advance(f"{watch.samples} samples")
@@ -71,8 +71,14 @@ def calibrate(
     return Seen(watch.values, {name: total / watch.samples for name, total in watch.totals.items()}, watch.lowest)
 
 
-def _together(batches: Iterable[Inputs], most: int) -> Iterator[tuple[tuple[Tensor, ...], int]]:
-    """Small batches of one shape as larger ones of ``most`` numbers, which cost less; and of how many each is made."""
+def together(
+    module: fx.GraphModule, batches: Iterable[Inputs], most: int = TOGETHER
+) -> Iterator[tuple[tuple[Tensor, ...], int]]:
+    """Small batches of one shape as larger ones of ``most`` numbers, which cost less; and of how many each is made.
+
+    As they are, where the network was read for one size of batch.
+    """
+    most = most if takes_any_batch(module) else 0
     waiting: list[tuple[Tensor, ...]] = []
     for inputs in map(as_tuple, batches):
         if waiting and not (_alike(waiting[0], inputs) and _numbers([*waiting, inputs]) <= most):

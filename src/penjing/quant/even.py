@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.errors import DataError, first_line
+from penjing.quant.calibrate import together
 from penjing.quant.editable import Editable, editable
 from penjing.quant.grids import levels
 from penjing.quant.streams import Line, Streams
@@ -86,17 +87,15 @@ class _Watch(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, readers: dict[fx.Node, _Reader]) -> None:
         super().__init__(module)
-        self.readers = readers
+        self.graph_module, self.readers = module, readers
 
     def look(self, batches: Iterable[Inputs]) -> int:
         """Run on the first samples; how many there were."""
         samples, runs = 0, 0
         with torch.no_grad():
-            for inputs in map(as_tuple, batches):
+            for inputs, _ in together(self.graph_module, _first(batches)):
                 self._one(inputs)
                 samples, runs = samples + len(inputs[0]), runs + 1
-                if samples >= SAMPLES:
-                    break
         for reader in self.readers.values():
             reader.power, reader.given = reader.power / max(1, runs), reader.given / max(1, runs)
         return samples
@@ -122,6 +121,16 @@ class _Watch(fx.Interpreter):
             reader.power = reader.power + read.square().mean(1).double()
             reader.given = reader.given + given.square().mean(1).double()
         return value
+
+
+def _first(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """As many batches as hold the samples that are looked at."""
+    samples = 0
+    for inputs in batches:
+        yield inputs
+        samples += len(as_tuple(inputs)[0])
+        if samples >= SAMPLES:
+            return
 
 
 class _Cost:
