@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from penjing.quant.histogram import Even, Floats, Histogram, read
@@ -108,3 +110,27 @@ def test_extremes_and_sums_are_exact_whatever_the_length() -> None:
         assert torch.equal(batch.high, x.amax(1))
         torch.testing.assert_close(batch.total, x.double().sum(1), rtol=1e-5, atol=1e-4)
         assert batch.count == n
+
+
+numbers = st.lists(st.floats(-10000, 1000, width=32), max_size=30)
+
+
+@pytest.mark.parametrize("bins", [Floats, Even])
+@given(numbers.filter(len), numbers)
+def test_merged_counts_are_those_of_all(bins: type[Histogram], first: list[float], second: list[float]) -> None:
+    def counted(*parts: list[float]) -> Histogram:
+        found = bins()
+        for part in parts:
+            if part:
+                found.add(read(torch.tensor([part]), 1000))
+        return found
+
+    mine, other, whole = counted(first), counted(second), counted(first, second)
+    before = other.counts.clone()
+    mine.merge(other)
+    assert torch.equal(mine.counts, whole.counts)
+    assert torch.equal(mine.octave, whole.octave)
+    assert torch.equal(other.counts, before)
+    empty = bins()
+    empty.merge(whole)
+    assert torch.equal(empty.counts, whole.counts)

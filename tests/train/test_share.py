@@ -76,6 +76,11 @@ def run(kind, out):
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
 found = {kind: run(kind, out) for kind in ("loader", "list", "odd")}
+images = [x for x, _ in batches()] + [torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(9))]
+module = pj.quantize(network(), images[0][:1], images)
+grids = {name: b.double().sum().item() for name, b in module.named_buffers()}
+noise = pj.quant.sensitivity(module, [(x,) for x in images])
+found["quantized"] = [{n: grids[n] for n in sorted(grids)}, {n: noise[n] for n in sorted(noise)}]
 found["ranks"] = ranks.gathered(ranks.rank()), [list(ranks.own(range(5)))]
 if ranks.is_writer():
     (out / "found.json").write_text(json.dumps(found))
@@ -105,5 +110,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         assert others == [pytest.approx(epoch, rel=1e-4) for epoch in losses]
         assert sums == pytest.approx(weights, rel=1e-4)
         assert losses[0][0] != pytest.approx(losses[-1][0], rel=1e-2)  # control: something was learned
+    for first, second in zip(one["quantized"], two["quantized"], strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
     assert one["ranks"] == [[0], [[0, 1, 2, 3, 4]]]
     assert two["ranks"] == [[0, 1], [[0, 2, 4]]]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from penjing import ranks
 from penjing.errors import DataError, first_line
 from penjing.graph.capture import takes_any_batch
 from penjing.progress import Progress, silent
@@ -47,7 +48,7 @@ def calibrate(
     least: Set[str] = frozenset(),
     progress: Progress = silent,
 ) -> Seen:
-    """Watch the float network on all batches.
+    """Watch the float network on all batches; of several processes each takes its share, and all get everything.
 
     Args:
         values: Names of the nodes to observe.
@@ -58,13 +59,16 @@ def calibrate(
         DataError: There is no batch, the network does not take one, a value is not finite, or all inputs are constant.
     """
     by_batch = make().by_batch
+    shared = batches if by_batch else ranks.own(batches)
     watch = _Watch(module, values, means, least, make)
     total = len(batches) if isinstance(batches, Sized) else 1
     with torch.no_grad(), progress("calibration", total) as advance:
-        for inputs, count in together(module, batches, 0 if by_batch else TOGETHER):
+        for inputs, count in together(module, shared, 0 if by_batch else TOGETHER):
             watch.one(inputs)
             for _ in range(count):
                 advance(f"{watch.samples} samples")
+    if not by_batch:
+        watch.gather()
     if not watch.samples:
         raise DataError("calibration is empty: it yields no batch; give a few hundred images")
     _check_inputs(module, watch.values)
@@ -126,6 +130,19 @@ class _Watch(fx.Interpreter):
         self.totals: dict[str, Tensor] = {}
         self.lowest: dict[str, Tensor] = {}
         self.samples = 0
+
+    def gather(self) -> None:
+        """Take in what the other processes saw."""
+        mine = self.values, self.totals, self.lowest, self.samples
+        (self.values, self.totals, self.lowest, self.samples), *others = ranks.gathered(mine)
+        for values, totals, lowest, samples in others:
+            for name, observer in self.values.items():
+                observer.merge(values[name])
+            for name, total in totals.items():
+                self.totals[name] = self.totals.get(name, 0) + total
+            for name, low in lowest.items():
+                self.lowest[name] = torch.minimum(self.lowest.get(name, low), low)
+            self.samples += samples
 
     def one(self, inputs: tuple[Tensor, ...]) -> None:
         self.samples += inputs[0].shape[0]

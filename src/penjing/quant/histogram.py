@@ -4,9 +4,11 @@ The bins of a row span ``-2 ** k`` to ``2 ** k``, the next power of two above th
 comes the span grows by whole doublings, where old bins merge into new ones exactly; so the order does not matter.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -111,6 +113,19 @@ class Histogram(ABC):
         """The exponent of the largest magnitude of each row, ``(rows,)``."""
         self._settle()
         return self._octave
+
+    def merge(self, other: Self) -> None:
+        """Take in all that another has counted."""
+        other = copy.deepcopy(other)
+        other._settle()
+        self._settle()
+        if not len(self._octave):
+            self._octave, self._counts = other._octave, other._counts
+        elif len(other._octave):
+            octave = torch.maximum(self._octave, other._octave)
+            self._grow(octave)
+            other._grow(octave)
+            self._counts = self._counts + other._counts
 
     def _settle(self) -> None:
         # Not before it must be: many rows have large counts, and whoever wants nothing but extremes never asks for them.

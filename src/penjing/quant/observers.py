@@ -75,6 +75,16 @@ class Observer(ABC):
         self._see(batch)
         self.count += batch.count
 
+    def merge(self, other: Self) -> None:
+        """Take in all that another has seen, of the same kind; not for one to which batches matter (``by_batch``)."""
+        if not self.count:
+            self.low, self.high, self.total = other.low, other.high, other.total
+        elif other.count:
+            self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+            self.total = self.total + other.total
+        self.count += other.count
+        self.histogram.merge(other.histogram)
+
     @abstractmethod
     def limits(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest value worth keeping, ``(rows,)`` each, between the least and the greatest that was seen.

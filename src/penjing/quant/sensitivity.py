@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from penjing import ranks
 from penjing.errors import DataError
 from penjing.progress import Progress, silent
 from penjing.quant.insert import FIXED, Layer, layers
@@ -23,7 +24,8 @@ def sensitivity(module: fx.GraphModule, batches: Sequence[Batch], *, progress: P
 
     Args:
         module: What ``quantize`` gave, with fixed grids.
-        batches: A few samples; each layer costs one run of the network on all of them.
+        batches: A few samples; each layer costs one run of the network on all of them. Of several processes each takes
+            its share of the layers, and all get everything.
 
     Returns:
         ``{layer's node name: dB}``, lowest first; infinite where the layer's grids change nothing.
@@ -38,11 +40,12 @@ def sensitivity(module: fx.GraphModule, batches: Sequence[Batch], *, progress: P
         exact = [_outputs(module, frozenset(), b) for b in batches]
         noise = {}
         with progress("sensitivity", len(found)) as advance:
-            for layer in found:
+            for layer in ranks.own(found):
                 mine = _grids_of(layer)
                 noise[layer.node.name] = ratio(exact, [_outputs(module, mine, b) for b in batches])
                 advance(layer.node.name)
-    return dict(sorted(noise.items(), key=lambda item: item[1]))
+    every = {name: value for share in ranks.gathered(noise) for name, value in share.items()}
+    return {layer.node.name: every[layer.node.name] for layer in sorted(found, key=lambda layer: every[layer.node.name])}
 
 
 def ratio(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> float:
