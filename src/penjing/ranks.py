@@ -29,8 +29,11 @@ def launched() -> tuple[int, int]:
 
 def join() -> None:
     """Bring the processes that were started together together; nothing where this one was started alone."""
-    if launched() != (1, 1) and not _joined():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    devices, nodes = launched()
+    if devices * nodes > 1 and not _joined():
+        number = int(os.environ["RANK"] if "RANK" in os.environ else os.environ["SLURM_PROCID"])
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, rank=number, world_size=devices * nodes)
 
 
 def leave() -> None:
