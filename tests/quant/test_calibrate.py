@@ -67,6 +67,7 @@ def test_small_batches_of_one_shape_are_run_together() -> None:
 
 
 def test_no_more_are_run_together_than_memory_is_meant_for() -> None:
-    most = 2 * 3 * 12 * 12
-    found = [count for _, count in together(network(), images([1] * 5), most)]
-    assert found == [2, 2, 1]
+    assert [count for _, count in together(network(), images([1] * 5), 2)] == [2, 2, 1]
+    large = [torch.zeros(1, 3, 300, 600)] * 3  # of half a million numbers each
+    assert [count for _, count in together(network(), large)] == [1, 1, 1]
+    assert [count for _, count in together(network(), [x[..., :500] for x in large])] == [2, 1]

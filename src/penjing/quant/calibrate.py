@@ -14,7 +14,8 @@ from penjing.progress import Progress, silent
 from penjing.quant.observers import Observer
 from penjing.task import Inputs, as_tuple
 
-TOGETHER = 2**20  # numbers of inputs, six images of 224 px, that are run at once
+TOGETHER = 8  # samples of small batches that are run at once; of more too little would be counted
+MOST = 2**20  # and numbers of their inputs, for memory: six images of 224 px
 
 
 @dataclass
@@ -78,14 +79,14 @@ def calibrate(
 def together(
     module: fx.GraphModule, batches: Iterable[Inputs], most: int = TOGETHER
 ) -> Iterator[tuple[tuple[Tensor, ...], int]]:
-    """Small batches of one shape as larger ones of ``most`` numbers, which cost less; and of how many each is made.
+    """Small batches of one shape as larger ones of ``most`` samples, which cost less; and of how many each is made.
 
     As they are, where the network was read for one size of batch.
     """
     most = most if takes_any_batch(module) else 0
     waiting: list[tuple[Tensor, ...]] = []
     for inputs in map(as_tuple, batches):
-        if waiting and not (_alike(waiting[0], inputs) and _numbers([*waiting, inputs]) <= most):
+        if waiting and not _fits(waiting, inputs, most):
             yield _joined(waiting), len(waiting)
             waiting = []
         waiting.append(inputs)
@@ -93,14 +94,14 @@ def together(
         yield _joined(waiting), len(waiting)
 
 
-def _alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
-    """Whether two batches can be put together: of the same shapes, all inputs of as many samples."""
-    batched = all(x.ndim and len(x) == len(b[0]) for x in b)
-    return batched and [(x.shape, x.dtype) for x in a] == [(x.shape, x.dtype) for x in b]
-
-
-def _numbers(batches: Iterable[tuple[Tensor, ...]]) -> int:
-    return sum(x.numel() for inputs in batches for x in inputs)
+def _fits(waiting: list[tuple[Tensor, ...]], inputs: tuple[Tensor, ...], most: int) -> bool:
+    """Whether a batch can be put to others: of the same shapes, all inputs of as many samples, and not too many in all."""
+    batched = all(x.ndim and len(x) == len(inputs[0]) for x in inputs)
+    alike = [(x.shape, x.dtype) for x in waiting[0]] == [(x.shape, x.dtype) for x in inputs]
+    if not (batched and alike):
+        return False
+    count = len(waiting) + 1
+    return count * len(inputs[0]) <= most and count * sum(x.numel() for x in inputs) <= MOST
 
 
 def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
