@@ -312,6 +312,7 @@ def test_a_network_teaches_one_of_half_its_width(here: Path, capsys: pytest.Capt
         (["--student", "own_model:build", "--loss", "kl:temperature=0"], "temperature is 0"),
         (["--student", "own_model:build", "--loss", "kl:temperature"], "kl:temperature=2"),
         (["--student", "own_model:build", "--devices", "0"], "--devices is 0"),
+        (["--student", "own_model:build", "--nodes", "2"], "MASTER_ADDR"),
     ],
 )
 def test_mistakes_in_distilling(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

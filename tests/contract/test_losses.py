@@ -1,5 +1,7 @@
 """Every loss that knows a teacher: a finite scalar with finite gradients, whatever the features; least where it should be."""
 
+import copy
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.distill import LOSSES, Lesson, TeacherLoss, as_teacher_loss, loss_named, weighted
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, RecipeError
 from tests.distill.lessons import STUDENT, TEACHER, whole
 
 ON_FEATURES = {"hint", "mimic", "attention", "similarity", "relations", "contrastive"}
@@ -23,9 +25,15 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def made(name: str) -> TeacherLoss:
+def made(name: str, **settings: Any) -> TeacherLoss:
     torch.manual_seed(0)
-    return loss_named(name, **({"student": STUDENT, "teacher": TEACHER} if name in ON_FEATURES else {}))
+    return loss_named(name, **({"student": STUDENT, "teacher": TEACHER} if name in ON_FEATURES else {}), **settings)
+
+
+def numbers(name: str) -> dict[str, Any]:
+    """The settings that are numbers, with their defaults."""
+    given = {k: p.default for k, p in inspect.signature(LOSSES[name]).parameters.items()}
+    return {k: value for k, value in given.items() if k not in ("student", "teacher")}
 
 
 def single(lesson: Lesson, change: Any = lambda x: x) -> Lesson:
@@ -147,4 +155,22 @@ def test_a_copy_and_its_state_give_the_same(name: str) -> None:
         nn.init.normal_(p)
     other.load_state_dict(loss.state_dict())
     assert loss(lesson) == other(lesson) == weighted((1.0, as_teacher_loss(loss)))(lesson)
-    assert repr(loss) == repr(other)
+    twin = copy.deepcopy(loss)
+    assert twin(lesson) == loss(lesson) and repr(twin) == repr(loss) == repr(other)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in loss.parameters()}
+
+
+def test_settings_out_of_range_are_refused_by_name(name: str) -> None:
+    for setting in numbers(name):
+        for wrong in (-1, float("nan"), float("inf")):
+            with pytest.raises(RecipeError, match=f"{setting} is {wrong}"):
+                made(name, **{setting: wrong})
+
+
+def test_it_is_known_by_its_settings(name: str) -> None:
+    assert repr(made(name)) == repr(made(name))
+    for setting, usual in numbers(name).items():
+        other = repr(made(name, **{setting: 2 * usual + 1}))
+        assert other != repr(made(name)) and f"{setting}={2 * usual + 1}" in other
+    if name in ON_FEATURES:
+        assert f"student={STUDENT!r}, teacher={TEACHER!r}" in repr(made(name))

@@ -1,12 +1,13 @@
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.distill import CosineRamp, Ramp, hint, kl, similarity, weighted, with_labels
+from penjing.distill import CosineRamp, Lesson, Ramp, as_teacher_loss, hint, kl, similarity, weighted, with_labels
 from penjing.errors import ModelError, RecipeError
 from tests.distill.lessons import STUDENT, TEACHER, drawn, on_outputs, whole
 
@@ -74,3 +75,27 @@ def test_shares_that_do_not_rise_are_refused(shares: tuple[float, float]) -> Non
 def test_a_sum_tells_its_weights() -> None:
     text = repr(weighted((0.25, kl(3.0)), (Ramp(1, 0), hint("a", "b"))))
     assert all(part in text for part in ("0.25", "Ramp(start=1, end=0", "temperature=3.0", "student='a'"))
+
+
+def faded(done: float) -> float:
+    return 1 - done
+
+
+class Faded:
+    def __call__(self, done: float) -> float:
+        return 1 - done
+
+
+def scaled(lesson: Lesson, by: float = 1.0) -> Tensor:
+    return by * lesson.output.sum()
+
+
+def test_what_it_is_known_by_names_functions_and_not_where_they_lie() -> None:
+    """A checkpoint that another process wrote is of the same loss."""
+    sums = [weighted((weight, kl())) for weight in (faded, Faded(), Faded(), partial(faded, done=1))]
+    losses = [as_teacher_loss(scaled), as_teacher_loss(partial(scaled, by=2.0)), as_teacher_loss(partial(scaled, by=3.0))]
+    labels = [with_labels(F.cross_entropy), with_labels(F.mse_loss), with_labels(partial(F.cross_entropy, label_smoothing=0.1))]
+    texts = [repr(loss) for loss in (*sums, *losses, *labels)]
+    assert not any(" at 0x" in text for text in texts)
+    assert texts[1] == texts[2] and len(set(texts)) == len(texts) - 1
+    assert "test_combine.faded" in texts[0] and "label_smoothing=0.1" in texts[-1]

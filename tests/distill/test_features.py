@@ -196,7 +196,7 @@ def test_attention_needs_places() -> None:
         attention(STUDENT, TEACHER).prepare(on_features(drawn(0, 4, 3), drawn(1, 4, 3)))
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"temperature": float("nan")}, {"dimension": 0}])
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"temperature": float("nan")}, {"dimension": 0}, {"dimension": 1.5}])
 def test_contrastive_refuses_what_cannot_be(wrong: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match=f"contrastive.{next(iter(wrong))} is"):
         contrastive(STUDENT, TEACHER, **wrong)  # type: ignore[arg-type]

@@ -142,6 +142,12 @@ def test_dkd_needs_class_numbers(target: Tensor | None) -> None:
         dkd()(lesson)
 
 
+@pytest.mark.parametrize("label", [-100, 7])
+def test_dkd_refuses_labels_that_are_no_class(label: int) -> None:
+    with pytest.raises(DataError, match="labels from 0 to 6"):
+        dkd().prepare(Lesson(*pair(0, 4, 7), torch.tensor([0, 1, 2, label])))
+
+
 def test_dkd_takes_class_numbers_of_any_integer_type() -> None:
     output, taught = pair(0, 4, 7)
     assert value(dkd(), output, taught, CLASSES.to(torch.uint8)) == value(dkd(), output, taught, CLASSES)
@@ -191,6 +197,13 @@ def test_imitation_follows_classes_where_targets_are_classes() -> None:
     assert found == pytest.approx(by_hand(maps, taught_maps, 2.0))
 
 
+@pytest.mark.parametrize(("shape", "labels"), [((4, 1), (4,)), ((2, 5, 7), (2, 5)), ((4,), ())])
+def test_imitation_follows_values_where_integers_number_no_classes(shape: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    output, taught = pair(0, *shape)  # counts; classes along another dimension; one number in all
+    target = torch.zeros(labels, dtype=torch.int64)
+    assert value(imitate(), output, taught, target) == pytest.approx(np.square(output.numpy() - taught.numpy()).mean())
+
+
 @pytest.mark.parametrize("target", [torch.zeros(4, 7), torch.zeros(4, 7, dtype=torch.int64), None, torch.zeros(4)])
 def test_imitation_follows_values_elsewhere(target: Tensor | None) -> None:
     output, taught = pair(0, 4, 7)
@@ -200,7 +213,7 @@ def test_imitation_follows_values_elsewhere(target: Tensor | None) -> None:
     assert several.item() == pytest.approx(expected + np.square(taught.numpy()).mean())
 
 
-@pytest.mark.parametrize("temperature", [0, -1, float("nan")])
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
 @pytest.mark.parametrize("make", [kl, imitate, standardized_kl, lambda t: dkd(temperature=t), lambda t: dist(temperature=t)])
 def test_a_temperature_that_is_not_positive_is_refused(make: Callable[[float], TeacherLoss], temperature: float) -> None:
     with pytest.raises(RecipeError, match="temperature is"):
@@ -220,3 +233,9 @@ def test_outputs_without_classes_are_refused_where_they_are_compared(
 ) -> None:
     with pytest.raises(ModelError, match="use imitate or logit_mse"):
         make().prepare(on_outputs(drawn(0, *shape), drawn(1, *shape), CLASSES))
+
+
+@pytest.mark.parametrize("make", [kl, imitate, logit_mse])
+def test_outputs_without_a_tensor_are_refused(make: Callable[[], TeacherLoss]) -> None:
+    with pytest.raises(ModelError, match="hold a tensor"):
+        make().prepare(Lesson({}, {}))
