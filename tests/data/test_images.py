@@ -109,3 +109,13 @@ def test_what_are_not_labelled_images_is_refused(images: Tensor, labels: Tensor)
 def test_a_batch_of_nothing_is_refused(size: int) -> None:
     with pytest.raises(PenjingError, match="batch_size"):
         len(ImageBatches(told_apart(3), size))
+
+
+def test_batches_that_say_that_they_are_fixed_are() -> None:
+    for augment in (False, True):
+        batches = ImageBatches(told_apart(12), 4, augment=augment)
+        walks = []
+        for epoch in (0, 1):
+            batches.set_epoch(epoch)
+            walks.append(torch.cat([x for x, _ in batches]))
+        assert torch.equal(*walks) == batches.fixed == (not augment)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from penjing.data import augmentation
-from penjing.distill import Ramp, hint, kl, weighted, with_labels
+from penjing.distill import Ramp, hint, imitate, kl, weighted, with_labels
 from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError
 from penjing.files import read_tensors
 from penjing.quant import Scheme, quantize
@@ -714,3 +714,22 @@ def test_a_checkpoint_of_another_loss_is_refused(tmp_path: Path) -> None:
     run(kl(2.0))
     with pytest.raises(TrainingError, match="another run, with other loss"):
         run(kl(3.0))
+
+
+def test_a_teacher_of_several_outputs_per_position_is_followed() -> None:
+    """No classes, no labels: maps and numbers in a dict."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.number = nn.Conv2d(3, 2, 3, padding=1), nn.Linear(3 * 36, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"map": self.map(x), "number": self.number(x.flatten(1))}
+
+    torch.manual_seed(0)
+    teacher, student, seen = Both(), Both(), list[Epoch]()
+    loss = weighted((1.0, imitate()), (0.5, hint("map", "map")))
+    unlabeled = task([(x, None) for x, _ in batches()])
+    fit(student, unlabeled, epochs=20, teacher=teacher, loss=loss, settings=SETTINGS, on_epoch=seen.append)
+    assert seen[-1].loss < 0.1 * seen[0].loss

@@ -56,6 +56,11 @@ class ImageBatches:
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether every walk gives the same batches, so that what a teacher says of them can be remembered."""
+        return not self.augment
+
     def set_epoch(self, epoch: int) -> None:
         """Choose order and augmentation of the next walk; ``fit`` calls this."""
         self.epoch = epoch

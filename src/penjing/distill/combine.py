@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from penjing.distill.lesson import Lesson, Tap, TeacherLoss, as_teacher_loss
+from penjing.distill.lesson import Lesson, Tap, TeacherLoss, as_teacher_loss, told
 from penjing.errors import RecipeError
 
 Weight = float | Callable[[float], float]  # a number, or a function of the share of all steps that are done
@@ -61,7 +61,7 @@ class _Weighted(TeacherLoss):
         return total
 
     def extra_repr(self) -> str:
-        return f"weights={self.weights}"
+        return f"weights=({', '.join(told(weight) for weight in self.weights)})"
 
 
 def weighted(*terms: tuple[Weight, Callable[[Lesson], Tensor]]) -> TeacherLoss:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.distill.lesson import Lesson, Tap, TeacherLoss
+from penjing.distill.settings import count, not_negative, positive
 from penjing.distill.vectors import angles, distances, unit, wide
-from penjing.errors import ModelError, RecipeError
+from penjing.errors import ModelError
 
 POOLS: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -128,7 +129,8 @@ class _Relations(_OnFeatures):
 
     def __init__(self, student: str, teacher: str, distance: float, angle: float) -> None:
         super().__init__(student, teacher)
-        self.distance, self.angle = distance, angle
+        self.distance = not_negative("relations", "distance", distance)
+        self.angle = not_negative("relations", "angle", angle)
 
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
         ours, theirs = ours.flatten(1), theirs.flatten(1)
@@ -156,11 +158,8 @@ class _Contrastive(_OnFeatures):
 
     def __init__(self, student: str, teacher: str, temperature: float, dimension: int) -> None:
         super().__init__(student, teacher)
-        if not temperature > 0:
-            raise RecipeError(f"contrastive.temperature is {temperature}; give a positive number, e.g. 0.1")
-        if dimension < 1:
-            raise RecipeError(f"contrastive.dimension is {dimension}; give a positive number, e.g. 128")
-        self.temperature, self.dimension = temperature, int(dimension)
+        self.temperature = positive("contrastive", "temperature", temperature, 0.1)
+        self.dimension = count("contrastive", "dimension", dimension, 128)
         self.ours: nn.Module = nn.Identity()
         self.theirs: nn.Module = nn.Identity()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -57,7 +58,23 @@ class _Given(TeacherLoss):
     def forward(self, lesson: Lesson) -> Tensor:
         return self.function(lesson)
 
+    def extra_repr(self) -> str:
+        return told(self.function)
+
 
 def as_teacher_loss(loss: Callable[[Lesson], Tensor]) -> TeacherLoss:
     """``loss`` itself where it is a ``TeacherLoss``; else one that calls it."""
     return loss if isinstance(loss, TeacherLoss) else _Given(loss)
+
+
+def told(value: Any) -> str:
+    """``value`` as the ``repr`` of a loss names it: the same in every process, since checkpoints are known by it.
+
+    That of a function, or of an object that has no ``repr`` of its own, would hold where it lies in memory.
+    """
+    if isinstance(value, partial):
+        settings = [told(a) for a in value.args] + [f"{k}={told(v)}" for k, v in value.keywords.items()]
+        return f"{told(value.func)}({', '.join(settings)})"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return told(type(value)) if type(value).__repr__ is object.__repr__ else repr(value)

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from penjing.distill.lesson import Lesson, TeacherLoss
+from penjing.distill.lesson import Lesson, TeacherLoss, told
+from penjing.distill.settings import not_negative, positive
 from penjing.distill.vectors import correlation, wide
-from penjing.errors import DataError, ModelError, RecipeError
+from penjing.errors import DataError, ModelError
 
 
 class _OnOutputs(TeacherLoss):
@@ -20,9 +21,10 @@ class _OnOutputs(TeacherLoss):
         ours, theirs = (
             [tuple(t.shape) for t in tree_leaves(o) if isinstance(t, Tensor)] for o in (lesson.output, lesson.taught)
         )
-        if ours != theirs:
+        if not ours or ours != theirs:
             raise ModelError(
-                f"the student gives outputs of shape {ours} and the teacher {theirs}; they must be the same, sample by sample"
+                f"the student gives outputs of shape {ours} and the teacher {theirs}; they must be the same, sample by sample, "
+                "and hold a tensor"
             )
 
 
@@ -39,7 +41,7 @@ class _OnLogits(_OnOutputs):
 class _KL(_OnLogits):
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        self.temperature = _positive("kl", "temperature", temperature)
+        self.temperature = positive("kl", "temperature", temperature, 4)
 
     def forward(self, lesson: Lesson) -> Tensor:
         return _divergence(wide(lesson.output), wide(lesson.taught), self.temperature)
@@ -59,7 +61,7 @@ def kl(temperature: float = 4.0) -> TeacherLoss:
 class _StandardizedKL(_OnLogits):
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        self.temperature = _positive("standardized_kl", "temperature", temperature)
+        self.temperature = positive("standardized_kl", "temperature", temperature, 2)
 
     def forward(self, lesson: Lesson) -> Tensor:
         ours, theirs = (_standardized(wide(logits)) for logits in (lesson.output, lesson.taught))
@@ -92,12 +94,14 @@ def logit_mse() -> TeacherLoss:
 class _DKD(_OnLogits):
     def __init__(self, alpha: float, beta: float, temperature: float) -> None:
         super().__init__()
-        self.alpha, self.beta = alpha, beta
-        self.temperature = _positive("dkd", "temperature", temperature)
+        self.alpha, self.beta = not_negative("dkd", "alpha", alpha), not_negative("dkd", "beta", beta)
+        self.temperature = positive("dkd", "temperature", temperature, 4)
 
     def prepare(self, lesson: Lesson) -> None:
         super().prepare(lesson)
-        _class_numbers(lesson)
+        target, classes = _class_numbers(lesson), lesson.output.shape[1]
+        if not ((target >= 0) & (target < classes)).all():
+            raise DataError(f"dkd takes labels from 0 to {classes - 1}, and there are others; it has none to leave out")
 
     def forward(self, lesson: Lesson) -> Tensor:
         ours, theirs = wide(lesson.output) / self.temperature, wide(lesson.taught) / self.temperature
@@ -128,8 +132,8 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> Teac
 class _DIST(_OnLogits):
     def __init__(self, beta: float, gamma: float, temperature: float) -> None:
         super().__init__()
-        self.beta, self.gamma = beta, gamma
-        self.temperature = _positive("dist", "temperature", temperature)
+        self.beta, self.gamma = not_negative("dist", "beta", beta), not_negative("dist", "gamma", gamma)
+        self.temperature = positive("dist", "temperature", temperature, 1)
 
     def forward(self, lesson: Lesson) -> Tensor:
         ours, theirs = (
@@ -167,8 +171,8 @@ class _Imitate(_OnOutputs):
 def imitate(temperature: float = 4.0) -> TeacherLoss:
     """Follow the teacher whatever the task: ``kl`` where targets are classes, mean squared error of the outputs elsewhere.
 
-    Targets are classes when they are integers and have one dimension less than the output, or are probabilities over the
-    output's classes.
+    Targets are classes when they are integers, one for all classes of an output (which has two or more), or are probabilities
+    over the output's classes.
     """
     return _Imitate(temperature)
 
@@ -180,6 +184,9 @@ class _WithLabels(TeacherLoss):
 
     def forward(self, lesson: Lesson) -> Tensor:
         return self.loss(lesson.output, lesson.target)
+
+    def extra_repr(self) -> str:
+        return told(self.loss)
 
 
 def with_labels(loss: Callable[[Any, Any], Tensor]) -> TeacherLoss:
@@ -199,7 +206,7 @@ def _standardized(logits: Tensor) -> Tensor:
 
 def _class_numbers(lesson: Lesson) -> Tensor:
     target = lesson.target
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != lesson.output.ndim - 1:
+    if not isinstance(target, Tensor) or target.is_floating_point() or not _one_a_prediction(target, lesson.output):
         raise DataError(
             "dkd needs class numbers as labels, one a prediction; without labels, or with mixed or smoothed ones, use kl "
             "or dist"
@@ -216,17 +223,13 @@ def _yes_and_no(logits: Tensor, own: Tensor) -> Tensor:
     return torch.stack([yes, no], 1)
 
 
+def _one_a_prediction(target: Tensor, output: Tensor) -> bool:
+    return target.shape == (output.shape[0], *output.shape[2:])
+
+
 def _is_classes(output: Any, target: Any) -> bool:
-    if not isinstance(target, Tensor) or not isinstance(output, Tensor):
-        return False
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or output.ndim < 2 or output.shape[1] < 2:
+        return False  # of a single class, probabilities would teach nothing
     if not target.is_floating_point():
-        return output.ndim == target.ndim + 1
-    if output.shape != target.shape or output.ndim < 2 or output.shape[1] < 2:
-        return False
-    return bool((target >= 0).all() and ((target.sum(1) - 1).abs() < 1e-3).all())
-
-
-def _positive(loss: str, name: str, value: float) -> float:
-    if not value > 0:
-        raise RecipeError(f"{loss}.{name} is {value}; give a positive number, e.g. 4")
-    return float(value)
+        return _one_a_prediction(target, output)
+    return output.shape == target.shape and bool((target >= 0).all() and ((target.sum(1) - 1).abs() < 1e-3).all())

@@ -76,9 +76,10 @@ def _fewer_blocks(
 
 
 def _start_again(model: nn.Module) -> None:
-    for name, module in model.named_modules():
+    for name, module in reversed(list(model.named_modules())):  # from inside, so that what holds others has the last word
         reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if callable(reset) and (own or any(True for _ in module.children())):  # a layer of a dropped block has nothing left
             reset()
         elif any(True for _ in module.parameters(recurse=False)):
             raise ModelError(
