@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from penjing.errors import ModelError
-from penjing.train.share import bounds, part, share_statistics
+from penjing.errors import DataError, ModelError
+from penjing.train.share import Shared, bounds, part, share_statistics
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +45,13 @@ def test_a_part_is_cut_from_every_tensor_that_is_batched() -> None:
 def test_a_norm_that_is_shared_already_is_refused() -> None:
     with pytest.raises(ModelError, match="SyncBatchNorm"):
         share_statistics(nn.Sequential(nn.SyncBatchNorm(3)))
+
+
+def test_a_loader_that_is_shared_already_is_refused() -> None:
+    data = TensorDataset(torch.zeros(8, 1))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, num_replicas=2, rank=0)
+    with pytest.raises(DataError, match="DistributedSampler"):
+        Shared(DataLoader(data, batch_size=2, sampler=sampler))
 
 
 TRAINED = """

@@ -250,7 +250,7 @@ class _Loop:
 
     def _since_best(self) -> int:
         """Epochs since the best metric."""
-        metrics = [e.metric if e.metric is not None else -math.inf for e in self.history]
+        metrics = [e.metric if e.metric is not None and not math.isnan(e.metric) else -math.inf for e in self.history]
         return len(metrics) - 1 - metrics.index(max(metrics))
 
     def _stopped(self) -> bool:

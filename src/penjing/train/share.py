@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from penjing import ranks
-from penjing.errors import ModelError
+from penjing.errors import DataError, ModelError
 from penjing.task import Batches, Run
 
 
@@ -41,11 +41,19 @@ class Shared:
 
     A ``DataLoader`` over a data set with numbered samples loads this process's samples alone; of anything else the whole
     batch is loaded and cut.
+
+    Raises:
+        DataError: The loader cuts its batches for several processes already.
     """
 
     def __init__(self, train: Batches) -> None:
         self.rank, self.world = ranks.rank(), ranks.world()
         self.train, self.sampler = train, None
+        if isinstance(getattr(train, "sampler", None), DistributedSampler):
+            raise DataError(
+                "task.train has a DistributedSampler, and fit shares every batch between the processes itself; give the loader "
+                "without it, with the batch size of all processes together"
+            )
         if self.world > 1 and isinstance(train, DataLoader) and train.batch_sampler is not None:
             self.sampler = _PartSampler(train.batch_sampler, self.rank, self.world)
             self.train = _same_loader(train, self.sampler)
