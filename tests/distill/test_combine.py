@@ -87,7 +87,8 @@ class Faded:
 
 
 def scaled(lesson: Lesson, by: float = 1.0) -> Tensor:
-    return by * lesson.output.sum()
+    total: Tensor = by * lesson.output.sum()
+    return total
 
 
 def test_what_it_is_known_by_names_functions_and_not_where_they_lie() -> None:

@@ -77,4 +77,5 @@ def told(value: Any) -> str:
         return f"{told(value.func)}({', '.join(settings)})"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return told(type(value)) if type(value).__repr__ is object.__repr__ else repr(value)
+    plain = getattr(type(value), "__repr__", None) is object.__repr__
+    return told(type(value)) if plain else repr(value)

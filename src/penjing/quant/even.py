@@ -7,7 +7,7 @@ Nothing is added to the network, so this costs it no time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from penjing.errors import DataError, first_line
 from penjing.quant.calibrate import together
-from penjing.quant.editable import Editable, editable
+from penjing.quant.editable import Editable, attribute
 from penjing.quant.grids import levels
 from penjing.quant.streams import Line, Streams
 from penjing.task import Inputs, as_tuple
@@ -93,7 +93,7 @@ class _Watch(fx.Interpreter):
         """Run on the first samples; how many there were."""
         samples, runs = 0, 0
         with torch.no_grad():
-            for inputs, _ in together(self.graph_module, _first(batches)):
+            for inputs, _ in together(self.graph_module, _first(batches), 2):
                 self._one(inputs)
                 samples, runs = samples + len(inputs[0]), runs + 1
         for reader in self.readers.values():
@@ -141,8 +141,8 @@ class _Cost:
         self.most = levels(weight_bits, signed=True)[1], levels(value_bits, signed=reader.signed)[1]
         given = reader.given.clamp_min(FAINTEST * float(reader.given.mean())).clamp_min(TINY)
         self.worth = 1 / (given * len(given))
-        scaled = layer.weight * layer.along(self.worth.sqrt(), layer.output)
-        self.gain = layer.rows(scaled, layer.input).square().sum(1)
+        scaled = layer.weight * layer.along(self.worth.sqrt().to(layer.weight), layer.output)
+        self.gain = layer.rows(scaled.square_(), layer.input).sum(1, dtype=torch.float64)
         self.taps = layer.weight[0, 0].numel()
 
     def noise(self, factors: Tensor) -> float:
@@ -153,10 +153,12 @@ class _Cost:
         small, reader = _read(self.reader.layer), self.reader  # again each time: of a large network they are too much to keep
         over = list(range(2, small.weight.ndim))
         small.weight = small.weight.abs().amax(over, keepdim=True) if over else small.weight.abs()
+        shares = factors.to(small.weight)
         values = ((reader.largest * factors).max() / self.most[1]).square() * (self.gain / factors.square()).sum()
-        step = small.rows(small.weight / small.along(factors, small.input), small.output).amax(1) / self.most[0]
-        power = small.along(reader.power * factors.square(), small.input).expand_as(small.weight)
-        weights = (self.worth * self.taps * step.square() * small.rows(power, small.output).sum(1)).sum()
+        step = small.rows(small.weight / small.along(shares, small.input), small.output).amax(1).double() / self.most[0]
+        power = small.along((reader.power * factors.square()).to(shares), small.input).expand_as(small.weight)
+        power = small.rows(power, small.output).sum(1, dtype=torch.float64)
+        weights = (self.worth * self.taps * step.square() * power).sum()
         return float(values + weights) / 12
 
 
@@ -180,10 +182,10 @@ class _Judge:
 
 
 def _read(layer: Editable) -> Editable:
-    """The layer with its numbers."""
-    found = editable(layer.module, layer.node)
-    assert found is not None
-    return found
+    """The layer with its numbers, as they are: an estimate needs no more precision."""
+    weight = attribute(layer.module, layer.node.args[1])
+    assert weight is not None
+    return replace(layer, weight=weight)
 
 
 def _octaves(ranges: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ What comes out is a trainable module; the export writes the same graph, so what 
 import copy
 import gc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -55,9 +56,8 @@ def quantize(
     """
     quantizer = Quantizer(model, example, calibration, target=target_named(target), scheme=scheme, progress=progress)
     module = quantizer.module(sharing=quantizer.scheme.rounding == "nearest")  # which leaves weights as they are
-    theirs = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
     for t in (*module.parameters(), *module.buffers()):
-        if t.data_ptr() in theirs:
+        if t.data_ptr() in quantizer.theirs:
             t.data = t.data.clone()
     return module
 
@@ -68,6 +68,7 @@ class Quantizer:
     Attributes:
         reference: The prepared network in float.
         batches: The calibration data.
+        theirs: Where the weights of the user's model lie, which ``reference`` may share and must not change.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Quantizer:
         """See ``quantize``."""
         self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
         check_weights(model)
+        self.theirs = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
         self.reference = capture(model, as_inputs(example), sharing=True).module
         gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
@@ -156,7 +158,20 @@ class Quantizer:
             make = OBSERVERS[self.scheme.observer]
             read = {n.args[0].name for n in self.reference.graph.nodes if n.name in placement.weights}
             means = read - set(self.seen.means)
-            self.seen.update(calibrate(self.reference, self.batches, missing, make, means=means, progress=self.progress))
+            with self._laid_out():
+                self.seen.update(calibrate(self.reference, self.batches, missing, make, means=means, progress=self.progress))
+
+    @contextmanager
+    def _laid_out(self) -> Iterator[None]:
+        """While networks are run: weights as convolutions want them, those that are the user's left alone."""
+        own = [p for p in self.reference.parameters() if p.ndim == 4 and p.data_ptr() not in self.theirs]
+        for p in own:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+        try:
+            yield
+        finally:
+            for p in own:
+                p.data = p.data.contiguous()
 
     def _lost(self, name: str, target: Target) -> float:
         return self.seen.values[name].typical_lost(self._value_grid(name, target, self.scheme.value_bits))

@@ -55,6 +55,7 @@ def _shown(model: nn.Module, paths: list[str], inputs: tuple[Tensor, ...]) -> tu
 def _classes(output: Any, target: Any) -> int | None:
     """How many classes the labels number, where they are class numbers."""
     integers = isinstance(target, Tensor) and not target.is_floating_point()
-    if integers and isinstance(output, Tensor) and output.ndim == target.ndim + 1:
-        return output.shape[1]
-    return None
+    if not (integers and isinstance(output, Tensor) and output.ndim > 1 and output.shape[1] > 1):
+        return None
+    without = (*output.shape[:1], *output.shape[2:])
+    return output.shape[1] if target.shape[1:] == without[1:] else None
