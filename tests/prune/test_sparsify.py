@@ -164,7 +164,6 @@ def test_excluded_weights_and_a_users_criterion() -> None:
         ({"criterion": lambda _: {}}, RecipeError, "gives scores none"),
         ({"criterion": lambda e: {n: w * torch.nan for n, w in magnitude(e).items()}}, RecipeError, "finite"),
     ],
-    ids=str,
 )
 def test_mistakes_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -111,7 +111,6 @@ def test_chance_is_the_same_every_time_and_nobody_elses() -> None:
         ({"task": task([])}, DataError, "empty"),
         ({"task": task([(torch.full((2, 4), torch.nan), torch.tensor([0, 1]))])}, TrainingError, "step 1"),
     ],
-    ids=str,
 )
 def test_mistakes_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     given = {"model": nn.Linear(4, 2), "task": task([(torch.randn(2, 4), torch.tensor([0, 1]))]), "density": 0.5}
