@@ -141,16 +141,18 @@ def taught() -> str:
     def mean(name: str) -> float:
         return statistics.mean(r["accuracy"] for key, r in rows.items() if key.startswith(f"{name}, seed"))
 
+    names = {"ResNet-20, width 8": "a ResNet-20 of width 8", "depthwise": "a depthwise network"}
     told = [
-        f"a {name} with {macs[name] / macs['teacher']:.3f} of its teacher's multiply-accumulates gets "
+        f"{words} with {macs[name] / macs['teacher']:.3f} of its teacher's multiply-accumulates gets "
         f"{mean(f'{name}: dkd'):.1f} % from teacher and labels (DKD), {mean(f'{name}: labels alone'):.1f} % from labels alone"
-        for name in ("ResNet-20, width 8", "depthwise")
+        for name, words in names.items()
     ]
     cut = [mean(f"teacher, a third: {way}") for way in ("kl and labels", "kl, no labels", "labels alone")]
     return (
         f"- **What a teacher gives**, after the same steps on 16,000 images: {'; '.join(told)}. The demo's network cut to a "
-        f"third of its multiply-accumulates gets {cut[0]:.2f} % after an epoch with teacher and labels, {cut[1]:.2f} % with the "
-        f"teacher and no label, {cut[2]:.2f} % with labels alone ([table](benchmarks/distillation.md))."
+        f"third of its multiply-accumulates gets {cut[0]:.2f} % after an epoch with teacher and labels, "
+        f"{cut[1]:.2f} % with the teacher and no label, {cut[2]:.2f} % with labels alone "
+        "([table](benchmarks/distillation.md))."
     )
 
 
