@@ -1,0 +1,52 @@
+"""How ``compress`` goes about it: everything but the limits, which are the ``Budget``."""
+
+from dataclasses import dataclass, field
+
+from penjing.errors import RecipeError
+from penjing.train import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How ``compress`` goes about it. Training ends with what comes first, ``minutes`` or ``epochs``."""
+
+    epochs: float | None = None  # of training, for all attempts together; 0: none, only what needs no training; None: 12
+    minutes: float | None = None  # of training, wall-clock, for all attempts together; None: no limit
+    attempts: int = 3  # networks that are trained, at most; the training is shared among them
+    training: Training = field(default_factory=lambda: Training(lr=0.02, mixup=0.5))  # how the loop trains
+    temperature: float = 4.0  # of the teacher's softened classes
+    labels: float = 0.1  # weight of the task's own loss; the rest follows the teacher. 0 needs no labels
+    qat: float = 0.25  # share of an attempt's training that is kept for training in integers, where these cost too much
+    calibration: int = 512  # samples that integer ranges, refits and error tables are taken from
+    batch: int = 1  # the batch size that latency is judged at
+    report_batches: tuple[int, ...] = (1, 32)  # the batch sizes in the report
+    cut_sums: bool = True  # also cut channels that are added to one another (residual streams)
+    round_to: int | None = None  # channels are kept in multiples of this; None for the target's
+    floor: float = 0.1  # share of the channels of every group that always stays
+    exclude: tuple[str, ...] = ()  # patterns of parameter names to leave whole
+    threads: int | None = None  # of the runtimes; None for all cores
+    seconds: float = 0.5  # to time each contender
+    generalization: int = 1000  # samples that are corrupted to see whether the network generalizes as before; 0: none
+    control: bool = False  # also train the original on for as many steps as the result, to stand beside it in the report
+    fresh: bool = False  # measure again instead of taking what was measured on this machine before
+    seed: int = 0  # of all chance
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise RecipeError(f"{name} is {value}; give how much to train in all, 0 for not at all")
+        for name in ("labels", "qat", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
+        for name in ("attempts", "calibration", "batch"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.temperature <= 0:
+            raise RecipeError(f"temperature is {self.temperature}; give a number above 0, e.g. 4")
+        if not self.report_batches or min(self.report_batches) < 1:
+            raise RecipeError(f"report_batches is {self.report_batches}; give batch sizes of at least 1, e.g. 1,32")
+        if self.seconds <= 0:
+            raise RecipeError(f"seconds is {self.seconds}; give how long to time each contender, e.g. 0.5")
+        if self.generalization < 0:
+            raise RecipeError(f"generalization is {self.generalization}; give a number of samples, 0 for none")
