@@ -27,7 +27,7 @@ class Settings:
     threads: int | None = None  # of the runtimes; None for all cores
     seconds: float = 0.5  # to time each contender
     generalization: int = 1000  # samples that are corrupted to see whether the network generalizes as before; 0: none
-    control: bool = False  # also train the original on for as many steps as the result, to stand beside it in the report
+    control: bool = True  # also train the original on for as many steps as the result, to stand beside it in the report
     fresh: bool = False  # measure again instead of taking what was measured on this machine before
     seed: int = 0  # of all chance
 

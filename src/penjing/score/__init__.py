@@ -9,6 +9,10 @@ from penjing.score.geometric import geometric_median as geometric_median
 from penjing.score.magnitude import bn_scale as bn_scale
 from penjing.score.magnitude import l1_norm as l1_norm
 from penjing.score.magnitude import l2_norm as l2_norm
+from penjing.score.obs import Consumer as Consumer
+from penjing.score.obs import Reading as Reading
+from penjing.score.obs import greedy_removal as greedy_removal
+from penjing.score.obs import ranked as ranked
 from penjing.score.obs import structured_obs as structured_obs
 from penjing.score.sensitivity import activation_energy as activation_energy
 from penjing.score.sensitivity import fisher as fisher

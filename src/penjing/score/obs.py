@@ -6,7 +6,7 @@ least possible error after taking the columns ``M`` out of its weight ``W`` and 
 (ZipLM, Kurtic et al. 2023, arXiv:2302.04089; OSSCAR, Meng et al. 2024, arXiv:2403.12983).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,18 +35,41 @@ def structured_obs(evidence: Evidence) -> Scores:
     Raises:
         DataError: ``evidence.data`` is missing, empty, not what the model takes, or leads to values that are not finite.
     """
-    graph = evidence.graph
-    batches = calibration(evidence.data, graph)
-    readers = {p.weight: p for p in products(graph).values() if not (p.transposed and p.groups > 1)}
-    read = [(g, [a for a in g.axes if _is_read(a, evidence, readers)]) for g in evidence.channels.groups]
-    moments = input_moments(graph, batches, {a.name for _, axes in read for a in axes})
+    reading = Reading.of(evidence)
     scores = {}
-    for group, axes in read:
-        consumers = [
-            Consumer.of(readers[a.name], tensor_of(graph, a.name), moments[a.name], a.index) for a in axes if a.name in moments
-        ]
+    for group in evidence.channels.groups:
+        consumers = reading.consumers(group)
         scores[group.name] = ranked(*greedy_removal(consumers)) if consumers else _energy(group, evidence.weights)
     return scores
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The layers that read the groups, and the second moments of what they read."""
+
+    evidence: Evidence
+    readers: Mapping[str, Product]
+    moments: Mapping[str, Moments]
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "Reading":
+        """Run the network once over ``evidence.data``.
+
+        Raises:
+            DataError: See ``structured_obs``.
+        """
+        graph = evidence.graph
+        readers = {p.weight: p for p in products(graph).values() if not (p.transposed and p.groups > 1)}
+        read = {a.name for g in evidence.channels.groups for a in g.axes if _is_read(a, evidence, readers)}
+        return cls(evidence, readers, input_moments(graph, calibration(evidence.data, graph), read))
+
+    def consumers(self, group: Group) -> list["Consumer"]:
+        """The layers that read the group, as they are."""
+        return [
+            Consumer.of(self.readers[a.name], tensor_of(self.evidence.graph, a.name), self.moments[a.name], a.index)
+            for a in group.axes
+            if a.name in self.moments and _is_read(a, self.evidence, self.readers)
+        ]
 
 
 def _is_read(axis: Axis, evidence: Evidence, readers: Mapping[str, Product]) -> bool:
@@ -59,12 +82,14 @@ class Consumer:
     """A layer that reads the channels, as far as it has made up for those that are gone.
 
     Attributes:
+        product: The layer.
         inverse: Of the second moments of its rows, ``(groups, d, d)``.
         weight: ``(groups, outputs, d)``; what belongs to the ones stays at zero, since only differences count.
         columns: ``(channels, m)``: those of each channel, in every one of its groups.
         share: One over the variance of its output.
     """
 
+    product: Product
     inverse: Tensor
     weight: Tensor
     columns: Tensor
@@ -83,7 +108,7 @@ class Consumer:
         taps = torch.arange(product.taps)
         columns = (index[:, :, None] * product.taps + taps).flatten(1)
         energy = float(((matrix @ _centered(moments)[:, : matrix.shape[2], : matrix.shape[2]]) * matrix).sum())
-        return cls(inverse, matrix, columns, 1 / energy if energy > TINY else 0.0)
+        return cls(product, inverse, matrix, columns, 1 / energy if energy > TINY else 0.0)
 
     def errors(self, alive: Tensor) -> Tensor:
         """By how much the error grows when one of the channels ``alive`` goes: shape ``(alive,)``."""
@@ -109,8 +134,13 @@ def _centered(moments: Moments) -> Tensor:
     return second - mean.mT @ mean
 
 
-def greedy_removal(consumers: Sequence[Consumer]) -> tuple[Tensor, Tensor]:
+def greedy_removal(
+    consumers: Sequence[Consumer], on_removed: Callable[[int], None] = lambda _left: None
+) -> tuple[Tensor, Tensor]:
     """Remove channel after channel, each time the one that costs least; the consumers are changed.
+
+    Args:
+        on_removed: Called after each removal with the number of channels that are left.
 
     Returns:
         The channels in that order, and by how much the sum of the consumers' errors grew each time.
@@ -125,6 +155,7 @@ def greedy_removal(consumers: Sequence[Consumer]) -> tuple[Tensor, Tensor]:
         for consumer in consumers:
             consumer.remove(order[-1])
         alive = torch.cat([alive[:best], alive[best + 1 :]])
+        on_removed(len(alive))
     return torch.tensor(order), torch.tensor(errors, dtype=torch.float64)
 
 

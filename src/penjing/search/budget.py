@@ -1,17 +1,24 @@
 """The limits that a compressed network must keep."""
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from penjing.errors import RecipeError
 
+_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _UNITS = {
     "latency": {"ms": 1.0, "us": 1e-3, "s": 1e3},
-    "bytes": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "kib": 1024.0, "mib": 1048576.0},
+    "bytes": _BYTES,
     "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "memory": _BYTES,
 }
-_EXAMPLES = {"latency": "0.25x or 3ms", "bytes": "0.125x or 500kB", "macs": "0.5x or 20M"}
+_EXAMPLES = {"latency": "0.25x or 3ms", "bytes": "0.125x or 500kB", "macs": "0.5x or 20M", "memory": "0.5x or 2MB"}
+_DROPS = {"points": 0.01, "point": 0.01, "%": 0.01, "units": 1.0, "unit": 1.0, "db": 1.0}  # in units of the metric
+NO_DROP = "none"  # the word for a drop that is not limited
+_NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)"
 
 
 @dataclass(frozen=True)
@@ -28,31 +35,45 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The limits; what is not given is left free, and the fastest network within them is wanted.
+    """The limits; what is not given is left free.
 
-    Attributes:
-        max_drop: How much of the metric may be lost, as a share (0.005 is half a point of accuracy).
-        latency: Of the original fp32 on the target: a share (``0.25`` or ``"0.25x"``), or a time (``"3ms"``).
-        bytes: Of the file: a share of the original's (``"0.125x"``), or a size (``"500kB"``).
-        macs: Multiply-accumulates a sample: a share (``"0.5x"``), or a count (``"20M"``).
+    With ``max_drop`` the fastest network within all limits is wanted, without it the most accurate one.
+
+    Raises:
+        RecipeError: A limit is not understood, or there is none at all.
     """
 
-    max_drop: float = 0.01
-    latency: float | str | None = None
-    bytes: float | str | None = None
-    macs: float | str | None = None
+    max_drop: float | None = 0.01  # most of the metric that may be lost, in its units: 0.005 of an accuracy is half a point
+    latency: float | str | None = None  # of the original fp32 on the target: a share (0.25, "0.25x"), or a time ("3ms")
+    bytes: float | str | None = None  # of the file: a share of the original's ("0.125x"), or a size ("500kB")
+    macs: float | str | None = None  # multiply-accumulates a sample: a share ("0.5x"), or a count ("20M")
+    memory: float | str | None = None  # peak of one inference: a share of the original's ("0.5x"), or a size ("2MB")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_drop < 1:
+        limits = self.limits()
+        if self.max_drop is None:
+            if not limits:
+                raise RecipeError(
+                    f"max_drop is None and nothing else is limited; give {' or '.join(_UNITS)}, e.g. latency=0.25"
+                )
+        elif not 0 <= self.max_drop < math.inf:
             raise RecipeError(
-                f"max_drop is {self.max_drop}; give a share of the metric from 0 up to 1, e.g. 0.005 for half a point"
+                f"max_drop is {self.max_drop}; give what may be lost of the metric, at least 0: "
+                "0.005 for half a point of accuracy, 0.3 for 0.3 dB"
             )
-        self.limits()
 
     def limits(self) -> dict[str, Limit]:
         """The limits that were given, by name."""
         given = {name: getattr(self, name) for name in _UNITS}
         return {name: parse_limit(name, value) for name, value in given.items() if value is not None}
+
+    def ceilings(self, original: Mapping[str, float]) -> dict[str, float]:
+        """The limits that were given as numbers: ms, bytes, multiply-accumulates and bytes of memory.
+
+        Args:
+            original: What the original has, in the same units, at least for every limit that was given.
+        """
+        return {name: limit.of(original[name]) for name, limit in self.limits().items()}
 
 
 def parse_limit(name: str, value: Any) -> Limit:
@@ -62,16 +83,33 @@ def parse_limit(name: str, value: Any) -> Limit:
         RecipeError: The text is something else.
     """
     wrong = RecipeError(f"{name} limit {value!r} is not understood; give for example {_EXAMPLES[name]}")
-    share = isinstance(value, int | float) and 0 < value <= 1
-    text = f"{value}x" if share else str(value).strip().lower()
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)", text)
+    match = re.fullmatch(_NUMBER + r"\s*([a-z]*)", str(value).strip().lower())
     if match is None:
         raise wrong
     number, unit = float(match[1]), match[2]
-    if number <= 0:
+    if not 0 < number < math.inf:
         raise wrong
-    if unit == "x":
+    if unit == "x" or (not unit and number <= 1):
         return Limit(number, share=True)
     if unit not in _UNITS[name]:
         raise wrong
     return Limit(number * _UNITS[name][unit], share=False)
+
+
+def parse_drop(text: str) -> float | None:
+    """Read ``"0.5 points"`` or ``"0.5%"`` (of a metric that is a share: 0.005), ``"0.3 dB"``, ``"0.3 units"``, or ``"none"``.
+
+    A number without a unit is refused: half a point is 0.5 to some and 0.005 to others.
+
+    Raises:
+        RecipeError: The text is something else.
+    """
+    if text.strip().lower() == NO_DROP:
+        return None
+    match = re.fullmatch(_NUMBER + r"\s*([a-z%]*)", text.strip().lower())
+    if match is None or (match[2] not in _DROPS and float(match[1])):
+        raise RecipeError(
+            f"max_drop {text!r} is not understood; give a number and its unit: '0.5 points' of an accuracy or another share, "
+            f"'0.3 dB' or '0.3 units' of a metric with units of its own, or '{NO_DROP}'"
+        )
+    return float(match[1]) / 100 if _DROPS.get(match[2]) == 0.01 else float(match[1])

@@ -1,4 +1,4 @@
-"""What was measured on this machine, kept beside no run in particular: measured once, every later run decides by the same numbers.
+"""What was measured on this machine, kept outside of any run: measured once, every later run decides by the same numbers.
 
 That is what makes runs repeatable although clocks are not: a second run, or one that was killed and started again, finds the
 times of the first.
