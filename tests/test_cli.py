@@ -16,7 +16,7 @@ from penjing.task import check_task
 from penjing.zoo import resnet20
 
 EXAMPLE = Path(__file__).parent.parent / "examples/own_model.py"
-FAST = ["--epochs", "1", "--ratios", "0,0.5"]
+FAST = ["--epochs", "1", "--set", "settings.attempts=1"]
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +188,15 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
         (["compress", *OWN, "--weights", "none.safetensors", "--out", "o"], "none.safetensors"),
         (["compress", *OWN, "--weights", "other.safetensors", "--out", "o"], "the file lacks 0.weight"),
         (["compress", *OWN, "--data", "own_model:build", "--out", "o"], "returns a penjing.Task"),
-        (["compress", *OWN, "--ratios", "a,b", "--out", "o"], "--ratios"),
-        (["compress", *OWN, "--ratios", "0.5,0.2", "--out", "o"], "rising shares"),
+        (["compress", *OWN], "out is missing; give a new or empty folder"),
+        (["compress", "none.yaml"], "cannot read the recipe none.yaml"),
+        (["compress", "own_model.py"], "own_model.py, line 6, column 12: this is not YAML"),
+        (["compress", *OWN, "--epochs", "-1", "--out", "o"], "epochs is -1"),
+        (["compress", *OWN, "--set", "settings.atempts=2", "--out", "o"], "did you mean 'settings.attempts'?"),
+        (["compress", *OWN, "--set", "settings.attempts", "--out", "o"], "not of the form key=value"),
+        (["compress", *OWN, "--memory", "3ms", "--out", "o"], "0.5x or 2MB"),
+        (["compress", *OWN, "--max-drop", "3 miles", "--out", "o"], "'0.5 points' of an accuracy"),
+        (["compress", *OWN, "--max-drop", "none", "--out", "o"], "nothing else is limited"),
         (["compress", *OWN, "--latency", "soon", "--out", "o"], "0.25x or 3ms"),
         (["compress", *OWN, "--max-drop", "-1", "--out", "o"], "max_drop"),
         (["compress", *OWN, "--target", "tpu", "--out", "o"], "choose one of"),
@@ -210,6 +217,7 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
         (["prune", "--model", "own_model:build", "--shape", "3,24,24", "--ratio", "0.5"], "inputs of shape"),
         (["inspect", "--model", "own_model:build"], "give --shape"),
         (["measure", "none.onnx", "--data", "own_model:task"], "is not there"),
+        (["report", "."], "holds no finished run"),
         (["frobnicate"], "No such command"),
     ],
 )
@@ -226,7 +234,7 @@ def test_a_mistake_is_one_clear_line_exit_code_2_and_nothing_written(
     assert not (here / "o").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "compress", "inspect", "prune", "measure", "export"])
+@pytest.mark.parametrize("command", ["demo", "compress", "inspect", "prune", "measure", "export", "recipe", "report"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert penjing(command, "--help") == 0
     assert f"Example: penjing {command}" in capsys.readouterr().out

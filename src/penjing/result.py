@@ -1,6 +1,7 @@
 """What a run found, as plain data (``result.json``) and as the object that ``compress`` hands back."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,11 +14,13 @@ import numpy as np
 from penjing.errors import RecipeError
 from penjing.export import Artifact, Kernel
 from penjing.files import digest
-from penjing.measure import Layer, Measurement
+from penjing.measure import Judgement, Layer, Measurement, Paired
 from penjing.plan import ChannelPlan
-from penjing.task import Score
+from penjing.search import Candidate
+from penjing.task import Metric, Score
 
 RESULT, REPORT, ARTIFACT, PLAN, WEIGHTS = "result.json", "report.html", "net.onnx", "plan.json", "weights.safetensors"
+MEMORY_BOUND = 16  # multiply-accumulates a weight or channel below which reading takes longer than computing
 FP32, DEFAULT, SMALL = "original fp32", "original default", "compressed"
 
 
@@ -79,20 +82,17 @@ def load_result(folder: Path) -> Result:
     return Result(folder, data, artifact, ChannelPlan.load(folder / PLAN))
 
 
-def accuracy(name: str, before: Score, after: Score) -> dict[str, Any]:
-    """The two scores and the drop, with the 95 % interval of the mean paired difference."""
-    lost = before.per_sample - after.per_sample
-    half = 1.96 * float(np.std(lost, ddof=1)) / max(len(lost), 1) ** 0.5 if len(lost) > 1 else 0.0
-    drop = before.value - after.value
-    return {
-        "metric": name,
-        "samples": after.samples,
-        "before": before.value,
-        "after": after.value,
-        "drop": drop,
-        "low": drop - half,
-        "high": drop + half,
-    }
+def accuracy(metric: Metric, before: Score, after: Score, found: Paired) -> dict[str, Any]:
+    """The two scores and what a paired test says of the drop; whether the metric is a share, and what its unit is."""
+    each = np.concatenate([before.per_sample, after.per_sample, [before.value, after.value]])
+    share = bool(each.size and each.min() >= 0 and each.max() <= 1)
+    name, unit = getattr(metric, "__name__", "metric"), str(getattr(metric, "unit", ""))
+    return {"metric": name, "percent": share and not unit, "unit": unit} | {k: finite(v) for k, v in asdict(found).items()}
+
+
+def finite(value: Any) -> Any:
+    """The value, or None where it is infinite or not a number: JSON has no word for these."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def latency_rows(table: Mapping[tuple[str, int], Mapping[str, Measurement]]) -> list[dict[str, Any]]:
@@ -128,8 +128,15 @@ def speedup(rows: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
     }
 
 
-def layer_rows(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str, Any]]:
-    """The layers' widths and work before and after, matched by name."""
+def layer_rows(
+    before: Sequence[Layer], after: Sequence[Layer], precisions: Mapping[str, str], times: Sequence[Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """The layers' widths, work, precision and times before and after, matched by name.
+
+    Args:
+        precisions: Of the layers that run.
+        times: ms of the layers before and after.
+    """
     now = {layer.name: layer for layer in after}
     return [
         {
@@ -139,6 +146,8 @@ def layer_rows(before: Sequence[Layer], after: Sequence[Layer]) -> list[dict[str
             "after": list(now[was.name].widths),
             "kernel": was.kernel,
             "macs": [was.macs, now[was.name].macs],
+            "precision": precisions.get(was.name, ""),
+            "times": [t[was.name] for t in times] if all(was.name in t for t in times) else None,
         }
         for was in before
         if was.name in now
@@ -159,25 +168,105 @@ def kernel_rows(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
     ]
 
 
-def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the budget held where it was confirmed, in one sentence."""
-    a, size, fast = data["accuracy"], data["size"], data["speedup"]
+def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
+    """Whether the budget held where it was confirmed, in one sentence, and what to do where it did not."""
+    a, size, fast, status = data["accuracy"], data["size"], data["speedup"], judgement.status
     allowed = data["budget"]["max_drop"]
-    holds = a["drop"] <= allowed + 1e-12
     speed = f"{fast['value']:.1f} times faster" if fast["value"] >= 1 else f"{1 / fast['value']:.1f} times SLOWER"
+    begins = {
+        "holds": "Holds",
+        "does not hold": "Does not hold",
+        "cannot be told": f"Cannot be told with {a['samples']:,} samples",
+    }
+    interval = "" if a["low"] is None else f"95 % sure on each side: {amount(a['low'], a)} to {amount(a['high'], a)}; "
+    limit = "no limit was set" if allowed is None else f"{amount(allowed, a)} may be lost"
     sentence = (
-        f"{'Holds' if holds else 'Does not hold'}: {speed} than fp32 (batch {fast['batch']}) and "
-        f"{size['bytes'][0] / size['bytes'][1]:.1f} times smaller, for {points(a['drop'])} points of {a['metric']} lost on "
-        f"{a['samples']:,} samples (95 % interval {points(a['low'])} to {points(a['high'])}; {points(allowed)} may be lost)."
+        f"{begins[status]}: {speed} than fp32 (batch {fast['batch']}) and "
+        f"{size['bytes'][0] / size['bytes'][1]:.1f} times smaller, for {amount(a['drop'], a)} of {a['metric']} lost on "
+        f"{a['samples']:,} samples ({interval}{limit})."
     )
+    if data["chosen"] == "original":
+        sentence = f"Nothing that was tried holds, so this is the original: {sentence[0].lower()}{sentence[1:]}"
     if fast["versus_default"] < 1:
         sentence += " In its default precision the original is the faster of the two: deploy that, or compress less."
-    return {"holds": holds, "sentence": sentence}
+    return {"status": status, "holds": status == "holds", "sentence": sentence, "advice": _advice(data, judgement)}
+
+
+def _advice(data: Mapping[str, Any], judgement: Judgement) -> str:
+    if judgement.needed:
+        return f"About {judgement.needed:,} samples to confirm on would settle it."
+    if data["chosen"] != "original":
+        return ""
+    missed = [c for c in data["candidates"] if c["drop"] is not None and c["kind"] not in ("original", "float")]
+    if not missed:
+        return "Loosen the limits."
+    near = min(missed, key=lambda c: c["drop"])
+    return (
+        f"The nearest was {near['name']}, which loses {amount(near['drop'], data['accuracy'])} on the search split: allow that "
+        "much, train longer, or loosen the other limits."
+    )
+
+
+def amount(value: float, accuracy: Mapping[str, Any]) -> str:
+    """A difference of the metric with its unit: points of a share, else as it is."""
+    return f"{points(value)} points" if accuracy["percent"] else f"{value:.3g} {accuracy['unit']}".strip()
 
 
 def points(share: float) -> str:
     """A share as points, without a minus before a zero."""
     return f"{100 * share:.2f}".replace("-0.00", "0.00")
+
+
+def candidate_rows(
+    original: Mapping[str, Any], tried: Sequence[Candidate], reference: float, trained: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Everything that was tried, the original first.
+
+    Args:
+        original: Its row.
+        reference: The original's score on the search split.
+        trained: By the candidate's key, minutes of training.
+    """
+    return [dict(original)] + [
+        {
+            "name": c.name,
+            "kind": c.kind,
+            "score": c.score,
+            "drop": None if c.score is None else reference - c.score,
+            "status": c.status,
+            "note": c.note,
+            "predicted": c.predicted,
+            "minutes": trained.get(c.key),
+            **asdict(c.cost),
+        }
+        for c in tried
+    ]
+
+
+SLOW = 1.5  # times faster than before: layers that gained less are explained
+SHORT = 0.03  # share of the whole time below which nobody asks why
+
+
+def slower_rows(layers: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
+    """The layers that gained little, and why, slowest first."""
+    timed = [row for row in layers if row["times"]]
+    whole = sum(row["times"][1] for row in timed)
+    held = [row for row in timed if row["times"][1] > SHORT * whole and row["times"][0] < SLOW * row["times"][1]]
+    return [
+        {"layer": r["name"], "why": _why(r, lanes), "ms": r["times"][1], "gain": r["times"][0] / r["times"][1]}
+        for r in sorted(held, key=lambda r: -r["times"][1])
+    ]
+
+
+def _why(row: Mapping[str, Any], lanes: int) -> str:
+    if row["precision"] != "int8":
+        return f"it runs in {row['precision'] or 'float'}, not in integers"
+    if row["macs"][1] < MEMORY_BOUND * math.prod(row["after"]):
+        return "it reads more than it computes: memory, not arithmetic, takes the time"
+    odd = [n for n in row["after"] if n % lanes]
+    if odd:
+        return f"{odd[0]} channels cost as many as {-(-odd[0] // lanes) * lanes}: the runtime takes {lanes} at a time"
+    return "it is small: what a call of its kernel costs is most of its time"
 
 
 def file_entry(artifact: Artifact) -> dict[str, Any]:

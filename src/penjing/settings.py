@@ -12,6 +12,7 @@ class Settings:
 
     epochs: float | None = None  # of training, for all attempts together; 0: none, only what needs no training; None: 12
     minutes: float | None = None  # of training, wall-clock, for all attempts together; None: no limit
+    probes: int = 4  # networks that are tried without training, at most, to see how fast it can be for nothing
     attempts: int = 3  # networks that are trained, at most; the training is shared among them
     training: Training = field(default_factory=lambda: Training(lr=0.02, mixup=0.5))  # how the loop trains
     temperature: float = 4.0  # of the teacher's softened classes
@@ -26,6 +27,7 @@ class Settings:
     exclude: tuple[str, ...] = ()  # patterns of parameter names to leave whole
     threads: int | None = None  # of the runtimes; None for all cores
     seconds: float = 0.5  # to time each contender
+    samples: int = 8  # networks of other widths that layers are priced by, where this machine does not know them yet
     generalization: int = 1000  # samples that are corrupted to see whether the network generalizes as before; 0: none
     control: bool = True  # also train the original on for as many steps as the result, to stand beside it in the report
     fresh: bool = False  # measure again instead of taking what was measured on this machine before
@@ -39,14 +41,19 @@ class Settings:
         for name in ("labels", "qat", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
-        for name in ("attempts", "calibration", "batch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name, least in (
+            ("attempts", 1),
+            ("calibration", 1),
+            ("batch", 1),
+            ("probes", 0),
+            ("generalization", 0),
+            ("samples", 4),
+        ):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} is {getattr(self, name)}; give at least {least}")
         if self.temperature <= 0:
             raise RecipeError(f"temperature is {self.temperature}; give a number above 0, e.g. 4")
         if not self.report_batches or min(self.report_batches) < 1:
             raise RecipeError(f"report_batches is {self.report_batches}; give batch sizes of at least 1, e.g. 1,32")
         if self.seconds <= 0:
             raise RecipeError(f"seconds is {self.seconds}; give how long to time each contender, e.g. 0.5")
-        if self.generalization < 0:
-            raise RecipeError(f"generalization is {self.generalization}; give a number of samples, 0 for none")

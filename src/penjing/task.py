@@ -4,7 +4,7 @@ A *batch* is ``(inputs, target)``; ``inputs`` is a tensor or a tuple of tensors,
 Loaders are walked many times, so each must give a fresh iterator every time (a list or a ``DataLoader`` does).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class Task:
         confirm: Batches that are looked at once, at the end.
         metric: ``(callable, batches) -> Score``; higher is better.
         loss: ``(output, target) -> scalar``, for training.
+        classes: What the numbers of classes mean, for reports.
     """
 
     train: Batches
@@ -51,6 +52,7 @@ class Task:
     confirm: Batches
     metric: Metric
     loss: Loss = F.cross_entropy
+    classes: Sequence[str] | None = None
 
 
 def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:

@@ -2,7 +2,10 @@
 
 import pytest
 
-from penjing.report.numbers import amount, duration, milliseconds, percent, points, times
+from penjing.report.numbers import Metric, amount, duration, milliseconds, percent, points, times
+
+
+TOP1, PSNR, LOSS = Metric("top1"), Metric("PSNR", False, "dB"), Metric("negative loss", False)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,22 @@ from penjing.report.numbers import amount, duration, milliseconds, percent, poin
         (duration(59.97), "1 min 0 s"),
         (duration(185), "3 min 5 s"),
         (duration(7620), "2 h 7 min"),
+        (TOP1.score(0.9445), "94.45 %"),
+        (TOP1.changed(-0.002), "\u22120.20 points"),
+        (TOP1.amount, "points of accuracy"),
+        (TOP1.axis, "accuracy in %"),
+        (Metric("mIoU").amount, "points of mIoU"),
+        (PSNR.score(31.274), "31.27 dB"),
+        (PSNR.score(None), "\u2013"),
+        (PSNR.changed(0.31), "0.31 dB"),
+        (PSNR.change(0.00123), "0.0012"),
+        (PSNR.change(None), "\u2013"),
+        (PSNR.amount, "dB of PSNR"),
+        (PSNR.axis, "PSNR in dB"),
+        (LOSS.score(-0.0123), "\u22120.0123"),
+        (LOSS.changed(0.5), "0.50"),
+        (LOSS.amount, "negative loss"),
+        (LOSS.axis, "negative loss"),
     ],
 )
 def test_numbers_as_text(written: str, expected: str) -> None:

@@ -59,12 +59,6 @@ class Reader(HTMLParser):
             self.headings.append(data)
 
 
-@pytest.fixture
-def result() -> Result:
-    example: Result = json.loads((Path(__file__).parent / "example.json").read_text(encoding="utf-8"))
-    return example
-
-
 def text(page: str) -> str:
     return " ".join(" ".join(Reader(page).words).split())
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penjing.errors import BudgetError
-from penjing.search.knapsack import Allocation, Coefficients, Problem, Side, Site, priced, solve
+from penjing.search.knapsack import Allocation, Problem, Side, Site, priced, solve
+from penjing.search.price_fit import Coefficients
 
 small = st.floats(0, 4, allow_nan=False).map(lambda v: round(v, 2))
 

@@ -1,57 +1,42 @@
 from dataclasses import replace
 
-import pytest
+from penjing.search import Budget, Candidate, Cost, best, marked
 
-from penjing.errors import BudgetError
-from penjing.search import Budget, Candidate, Cost, climb, within_limits
-
-ORIGINAL = Cost(latency=8.0, bytes=4e6, macs=1e8)
-TIMES = {0.0: 4.0, 0.25: 3.0, 0.5: 1.0, 0.75: 0.9}
-RUNGS = [Candidate(r, Cost(latency=t, bytes=1e6 * (1 - r) ** 2, macs=1e8 * (1 - r) ** 2)) for r, t in TIMES.items()]
-SCORES = {0.0: 0.94, 0.25: 0.938, 0.5: 0.933, 0.75: 0.90}
+COST = Cost(latency=1.0, bytes=1e6, macs=1e8, memory=1e6)
 
 
-def statuses(results: list[Candidate]) -> list[str]:
-    return [c.status for c in results]
+def candidate(name: str, latency: float, score: float, size: float = 1e6) -> Candidate:
+    return Candidate(
+        name=name, key=name, kind="trained", share=0.5, cost=replace(COST, latency=latency, bytes=size), score=score
+    )
 
 
-def test_the_fastest_that_holds_is_chosen_and_the_rest_of_the_ladder_is_not_tried() -> None:
-    tried: list[float] = []
-
-    def attempt(c: Candidate) -> float:
-        tried.append(c.ratio)
-        return SCORES[c.ratio]
-
-    results = climb(RUNGS, 0.94, Budget(max_drop=0.005), attempt)
-    assert statuses(results) == ["holds", "chosen", "too inaccurate", "not tried"]
-    assert tried == [0.0, 0.25, 0.5]
-
-
-def test_fastest_means_measured_not_smallest() -> None:
-    slow_and_small = [RUNGS[0], Candidate(0.5, Cost(latency=5.0, bytes=1.0, macs=1.0))]
-    results = climb(slow_and_small, 0.94, Budget(max_drop=0.5), lambda c: SCORES[c.ratio])
-    assert statuses(results) == ["chosen", "holds"]
+def test_a_candidate_is_marked_by_every_limit_and_by_its_drop() -> None:
+    budget = Budget(max_drop=0.01)
+    assert marked(candidate("a", 1.0, 0.93), 0.94, {}, budget).status == "holds"
+    lost = marked(candidate("a", 1.0, 0.92), 0.94, {}, budget)
+    assert (lost.status, lost.note) == ("too inaccurate", "loses 0.02, 0.01 allowed")
+    over = marked(candidate("a", 1.0, 0.94), 0.94, {"latency": 0.5, "bytes": 5e5, "macs": 2e8}, budget)
+    assert over.status == "over the limit"
+    assert over.note == "1 ms, 0.5 ms allowed and 1e+03 kB, 500 kB allowed"
+    assert marked(candidate("a", 1.01, 0.1), 0.94, {"latency": 1.0}, Budget(max_drop=None, latency=1.0)).status == "holds"
 
 
-def test_of_those_that_are_as_fast_the_smallest_is_chosen() -> None:
-    as_fast = [Candidate(0.5, Cost(latency=1.0, bytes=5.0, macs=1.0)), Candidate(0.6, Cost(latency=1.05, bytes=4.0, macs=1.0))]
-    assert statuses(climb(as_fast, 0.9, Budget(max_drop=0.5), lambda _: 0.9)) == ["holds", "chosen"]
-    slower = [as_fast[0], replace(as_fast[1], cost=Cost(1.2, 4.0, 1.0))]
-    assert statuses(climb(slower, 0.9, Budget(max_drop=0.5), lambda _: 0.9)) == ["chosen", "holds"]
+def test_the_fastest_comes_first_and_of_those_about_as_fast_the_smallest() -> None:
+    tried = [
+        replace(candidate("slow", 2.0, 0.94), status="holds"),
+        replace(candidate("fast", 1.0, 0.94), status="holds"),
+        replace(candidate("as fast, smaller", 1.05, 0.94, size=5e5), status="holds"),
+        replace(candidate("faster, wrong", 0.5, 0.5), status="too inaccurate"),
+    ]
+    assert [c.name for c in best(tried, Budget(max_drop=0.01))] == ["as fast, smaller", "fast", "slow"]
 
 
-def test_what_costs_too_much_is_not_tried() -> None:
-    marked = within_limits(RUNGS, ORIGINAL, Budget(latency=0.25))
-    assert statuses(marked) == ["over the limit", "over the limit", "not tried", "not tried"]
-    results = climb(marked, 0.94, Budget(max_drop=0.5), lambda c: SCORES[c.ratio])
-    assert [c.score for c in results] == [None, None, 0.933, 0.90]
+def test_without_a_limit_on_the_drop_the_most_accurate_comes_first() -> None:
+    tried = [replace(candidate(n, t, s), status="holds") for n, t, s in (("a", 1.0, 0.90), ("b", 2.0, 0.93))]
+    assert [c.name for c in best(tried, Budget(max_drop=None, latency=1.0))] == ["b", "a"]
 
 
-def test_an_infeasible_budget_names_the_nearest() -> None:
-    with pytest.raises(BudgetError, match=r"latency at most 0\.08 ms was asked, 0\.9 ms \(0\.113x\) can be met.*dropping 75%"):
-        within_limits(RUNGS, ORIGINAL, Budget(latency=0.01))
-
-
-def test_an_accuracy_that_nothing_keeps_names_the_nearest() -> None:
-    with pytest.raises(BudgetError, match=r"at most 0\.00 points; the nearest drops 0% of the channels and loses 1\.00"):
-        climb(RUNGS, 0.95, Budget(max_drop=0.0), lambda c: SCORES[c.ratio])
+def test_a_candidate_survives_its_file() -> None:
+    made = replace(candidate("a", 1.0, 0.9), widths={"g": 16}, floats=("conv2d",), steps=7, predicted=0.9)
+    assert Candidate.from_json(made.to_json()) == made

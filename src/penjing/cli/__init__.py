@@ -14,6 +14,8 @@ from penjing.cli.distill import distill_command as distill_command
 from penjing.cli.files import export_command as export_command
 from penjing.cli.prune import inspect_command as inspect_command
 from penjing.cli.quantize import quantize_command as quantize_command
+from penjing.cli.recipe import recipe_command as recipe_command
+from penjing.cli.report import report_command as report_command
 from penjing.errors import PenjingError
 from penjing.measure import cores
 

@@ -1,21 +1,20 @@
 """A whole run: `penjing demo` and `penjing compress`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from penjing.cli.app import Data, Exclude, Json, Model, Target, Weights, app, bars, console, network, print_json
+from penjing.cli.app import Exclude, Json, Weights, app, bars, network
+from penjing.cli.report import tell
 from penjing.data import fashion_batches, fashion_sample
-from penjing.errors import RecipeError
 from penjing.measure import top1
-from penjing.recipe import load_task
-from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, points
-from penjing.run import Settings, compress
+from penjing.recipe import RECIPE, Recipe, dump_recipe, load_task, look_in, option, read_recipe
+from penjing.run import compress
 from penjing.search import Budget
+from penjing.settings import Settings
 from penjing.task import Task
-from penjing.train import Training
 from penjing.zoo import fashion_resnet20
 
 
@@ -29,7 +28,7 @@ def demo_command(
     """
     model, task, settings = fashion_resnet20(), demo_task(), demo_settings()
     budget = Budget(max_drop=0.01, latency=0.25)
-    _tell(compress(model, task, budget=budget, target="openvino", out=out, settings=settings, progress=bars), as_json)
+    tell(compress(model, task, budget=budget, target="openvino", out=out, settings=settings, progress=bars), as_json)
 
 
 def demo_task() -> Task:
@@ -45,82 +44,98 @@ def demo_task() -> Task:
 
 def demo_settings() -> Settings:
     """What the demo does within four minutes on two cores."""
-    return Settings(ratios=(0.0, 0.5, 0.6), epochs=8, batch=32)
+    return Settings(epochs=8, batch=32)
 
 
 @app.command("compress")
 def compress_command(  # noqa: PLR0913 - one parameter an option
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="A new or empty folder for the results, or that of the run to go on with.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML file that says all this; what options say goes before it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The network's factory, as package.module:function.")] = None,
     weights: Weights = None,
-    max_drop: Annotated[float, typer.Option(help="Points of the metric that may be lost; 0.5 is half a percent.")] = 1.0,
+    data: Annotated[str | None, typer.Option(help="A function that returns a penjing.Task: package.module:function.")] = None,
+    target: Annotated[str | None, typer.Option(help="The runtime it is for: onnxruntime (if not given) or openvino.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new or empty folder for the results, or that of the run to go on with.")
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            help="What may be lost of the metric: 0.5 is half a point, of one that is a share; 0.3dB or '0.3 units', of one "
+            "that is not; none: any drop, for the most accurate network within the other limits. 1 if not given."
+        ),
+    ] = None,
     latency: Annotated[str | None, typer.Option(help="At most this time or share of the original's: 3ms, 0.25x.")] = None,
     size: Annotated[str | None, typer.Option("--bytes", help="At most this file size: 500kB, 0.125x.")] = None,
     macs: Annotated[str | None, typer.Option(help="At most this many multiply-accumulates: 20M, 0.5x.")] = None,
-    target: Target = "onnxruntime",
-    ratios: Annotated[str, typer.Option(help="Shares of channels to try dropping, gentlest first.")] = "0,0.25,0.5,0.75",
-    epochs: Annotated[int, typer.Option(help="Epochs of training after each cut.")] = 4,
-    lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 0.02,
-    batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
-    cut_sums: Annotated[bool, typer.Option(help="Also cut channels that are added to one another (residual streams).")] = False,
+    memory: Annotated[str | None, typer.Option(help="At most this much memory during one inference: 2MB, 0.5x.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Of training, at most, in all.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Of training, at most, in all; 0: only what needs no training.")] = None,
+    labels: Annotated[
+        float | None,
+        typer.Option(help="Weight of the labels in training, 0 to 1; the rest follows the original. 0 needs none."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at its peak.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The batch size that latency is judged at.")] = None,
+    cut_sums: Annotated[
+        bool | None,
+        typer.Option("--cut-sums/--keep-sums", help="Also cut channels that are added to one another (residual streams)."),
+    ] = None,
     exclude: Exclude = None,
+    threads: Annotated[int | None, typer.Option(help="Of the runtimes; all cores if not given.")] = None,
+    fresh: Annotated[
+        bool | None, typer.Option("--fresh", help="Measure again instead of taking what was measured on this machine before.")
+    ] = None,
+    further: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other key of a recipe: settings.attempts=2; `penjing recipe` prints them all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compress your own network on your own data.
+    """Compress your own network on your own data, as options or a recipe say.
+
+    Relative paths in a recipe start from its folder, where its modules are looked for as well; those of options start from the
+    working directory. The folder of the results holds the whole recipe afterwards.
 
     Example: `penjing compress --model my_net:build --weights w.safetensors --data my_net:task --max-drop 0.5 --latency 0.25x
-    --target openvino --out runs/mine`
+    --target openvino --out runs/mine`, or `penjing compress recipe.yaml --minutes 30`
     """
-    settings = Settings(
-        ratios=_ratios(ratios),
-        cut_sums=cut_sums,
-        epochs=epochs,
-        training=Training(lr=lr, mixup=0.5),
-        batch=batch,
-        exclude=tuple(exclude or ()),
+    limits = {"max_drop": _points(max_drop), "latency": latency, "bytes": size, "macs": macs, "memory": memory}
+    settings: dict[str, Any] = {
+        "minutes": minutes,
+        "epochs": epochs,
+        "labels": labels,
+        "training": {"lr": lr},
+        "batch": batch,
+        "threads": threads,
+    }
+    settings |= {"cut_sums": cut_sums, "exclude": exclude or None, "fresh": fresh}
+    options = {"model": model, "data": data, "target": target, "out": out, "weights": weights}
+    given = [_given(options | {"budget": limits, "settings": settings}), *(option(text) for text in further or ())]
+    _run(read_recipe(recipe, *given), as_json)
+
+
+def _run(asked: Recipe, as_json: bool) -> None:
+    for folder in (Path.cwd(), *([asked.modules] if asked.modules else [])):  # the last is looked in first
+        look_in(folder)
+    net, task = network(asked.model, asked.weights), load_task(asked.data)
+    result = compress(
+        net, task, budget=asked.budget, target=asked.target, out=asked.out, settings=asked.settings, progress=bars
     )
-    budget = Budget(max_drop=max_drop / 100, latency=latency, bytes=size, macs=macs)
-    net, task = network(model, weights), load_task(data)
-    _tell(compress(net, task, budget=budget, target=target, out=out, settings=settings, progress=bars), as_json)
+    dump_recipe(asked, asked.out / RECIPE)
+    tell(result, as_json)
 
 
-def _ratios(text: str) -> tuple[float, ...]:
+def _points(drop: str | None) -> str | None:
+    """A drop without a unit in points."""
     try:
-        return tuple(float(r) for r in text.split(","))
-    except ValueError as e:
-        raise RecipeError(f"--ratios {text!r} is not understood; give rising shares, e.g. 0,0.25,0.5") from e
+        return drop and f"{float(drop)!r} points"
+    except ValueError:
+        return drop
 
 
-def _tell(result: Result, as_json: bool) -> None:
-    """Print what a run found."""
-    if as_json:
-        print_json(result.data)
-        return
-    d = result.data
-    size, accuracy = d["size"], d["accuracy"]
-    rows = [
-        (
-            accuracy["metric"],
-            f"{accuracy['before']:.4f}",
-            "",
-            f"{accuracy['after']:.4f}",
-            f"{points(-accuracy['drop'])} points",
-        ),
-        *((k, f"{was:,}", "", f"{now:,}", f"{was / now:.1f}x smaller") for k, (was, now) in size.items()),
-    ]
-    times = {(r["runtime"], r["batch"], r["net"]): r["median"] for r in d["latency"]}
-    for runtime, batch in sorted({(r, b) for r, b, _ in times}, key=lambda k: (k[1], k[0])):
-        full, default, small = (times[runtime, batch, net] for net in (FP32, DEFAULT, SMALL))
-        numbers = (f"{full:.3f} ms", f"{default:.3f} ms", f"{small:.3f} ms", f"{full / small:.1f}x faster")
-        rows.append((f"batch {batch}, {runtime}", *numbers))
-    table = Table(title=f"{d['name']}, int8 for {d['target']}", title_justify="left")
-    for column in ("", "fp32", "by default", "compressed", "against fp32"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(d["verdict"]["sentence"], style="bold green" if result.holds else "bold red", highlight=False)
-    console.print(
-        f"the network: {result.artifact.path}\nthe report:  {result.folder / REPORT}", highlight=False, soft_wrap=True
-    )
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, in their sections; paths as words."""
+    sections = {k: _given(v) if isinstance(v, Mapping) else v for k, v in options.items()}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in sections.items() if v is not None}

@@ -9,3 +9,5 @@ from penjing.export.artifact import torch_outputs as torch_outputs
 from penjing.export.kernels import Kernel as Kernel
 from penjing.export.kernels import left_in_float as left_in_float
 from penjing.export.onnx import export as export
+from penjing.export.profiles import Profile as Profile
+from penjing.export.profiles import Spent as Spent

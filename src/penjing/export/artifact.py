@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 from penjing.errors import ExportError
 from penjing.export import onnxruntime, openvino
 from penjing.export.kernels import Kernel
+from penjing.export.profiles import Profile, Spent, named
 from penjing.files import digest
 from penjing.graph import as_inputs
+from penjing.measure import latency
 from penjing.quant import target_named
 
 Arrays = list[np.ndarray]
@@ -28,6 +30,11 @@ class Runtime(Protocol):
 
     def kernels(self, path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
         """What runs, in order."""
+
+    def profile(
+        self, path: Path, arrays: Arrays, threads: int | None, precision: str | None, seconds: float
+    ) -> Sequence[Spent]:
+        """The time of each kernel that runs, over about ``seconds`` of calls."""
 
     def version(self) -> str:
         """The runtime's version."""
@@ -114,6 +121,19 @@ class Artifact:
         names = {name.partition("/")[0] for name in (kernel.layer, *kernel.fused)}
         written = [why for layer, why in self.reasons.items() if layer in names]
         return written[0] if written else f"{self.runtime} runs it so; the file has integers there"
+
+    def profile(
+        self, *inputs: Tensor | np.ndarray, threads: int | None = None, precision: str | None = None, seconds: float = 1.0
+    ) -> Profile:
+        """Where the time of a call goes, as the runtime tells it: half of ``seconds`` is timed, half is profiled.
+
+        Raises:
+            ExportError: See ``load``.
+        """
+        arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
+        wall = latency(self.load(threads, precision), *arrays, seconds=seconds / 2)
+        kernels = RUNTIMES[self.runtime].profile(self.path, arrays, threads, precision, seconds / 2)
+        return Profile(wall, named(self.path, kernels))
 
     def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor]) -> Agreement:
         """Compare the file with the torch module it was made from, on a batch of inputs."""

@@ -8,21 +8,18 @@ import numpy as np
 
 from penjing.errors import ExportError, RuntimeMissing
 from penjing.export.kernels import Kernel
+from penjing.export.profiles import Spent, call_for, calm
 
 WEIGHTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "GroupConvolution"}
 SILENT = {"Input", "Output", "Parameter", "Result", "Const", "Constant", "Reorder"}
+TICK = 1e-3  # ms: OpenVINO counts whole microseconds and drops the rest
 PRECISIONS = {"i8": "int8", "u8": "int8", "I8": "int8", "U8": "int8"}
 
 
 def load(path: Path, threads: int | None, precision: str | None) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     """See ``Runtime.load``. Compiled once for each shape of inputs: fixed sizes let the runtime choose better kernels."""
     core = _module().Core()
-    model = _read(core, path)
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if precision:
-        settings["INFERENCE_PRECISION_HINT"] = precision
+    model, settings = _read(core, path), _settings(threads, precision)
     compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -42,9 +39,38 @@ def kernels(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
     return [_kernel(op) for op in compiled.get_runtime_model().get_ordered_ops() if not _is_silent(op)]
 
 
+def profile(path: Path, arrays: list[np.ndarray], threads: int | None, precision: str | None, seconds: float) -> list[Spent]:
+    """See ``Runtime.profile``: the runtime's own counters, which give the mean over all calls."""
+    core = _module().Core()
+    settings = _settings(threads, precision) | {"PERF_COUNT": True}
+    compiled = _compile(core, _read(core, path), [a.shape for a in arrays], settings)
+    request = compiled.create_infer_request()
+    walls = call_for(lambda: request.infer(arrays, share_inputs=True, share_outputs=True), seconds)
+    share = calm(walls)
+    return [
+        Spent(
+            i.node_name.partition("/")[0],  # what it makes of a layer has a name with a slash
+            i.node_type,
+            i.node_type in WEIGHTED or i.node_type.startswith("FullyConnected"),
+            share * (i.real_time.total_seconds() * 1e3 + TICK / 2),
+        )
+        for i in request.get_profiling_info()
+        if i.status == type(i.status).EXECUTED
+    ]
+
+
 def version() -> str:
     """See ``Runtime.version``."""
     return str(_module().__version__).split("-", maxsplit=1)[0]
+
+
+def _settings(threads: int | None, precision: str | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if precision:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    return settings
 
 
 def _kernel(op: Any) -> Kernel:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from penjing.errors import RecipeError
@@ -16,7 +17,7 @@ _UNITS = {
     "memory": _BYTES,
 }
 _EXAMPLES = {"latency": "0.25x or 3ms", "bytes": "0.125x or 500kB", "macs": "0.5x or 20M", "memory": "0.5x or 2MB"}
-_DROPS = {"points": 0.01, "point": 0.01, "%": 0.01, "units": 1.0, "unit": 1.0, "db": 1.0}  # in units of the metric
+_DROPS = {"points": 100, "point": 100, "%": 100, "units": 1, "unit": 1, "db": 1}  # how many are 1 of the metric
 NO_DROP = "none"  # the word for a drop that is not limited
 _NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)"
 
@@ -112,4 +113,4 @@ def parse_drop(text: str) -> float | None:
             f"max_drop {text!r} is not understood; give a number and its unit: '0.5 points' of an accuracy or another share, "
             f"'0.3 dB' or '0.3 units' of a metric with units of its own, or '{NO_DROP}'"
         )
-    return float(match[1]) / 100 if _DROPS.get(match[2]) == 0.01 else float(match[1])
+    return float(Decimal(match[1]) / _DROPS.get(match[2], 1))  # decimal: 0.7 points are 0.007

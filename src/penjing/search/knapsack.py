@@ -16,25 +16,12 @@ from typing import Any
 import numpy as np
 
 from penjing.errors import BudgetError
+from penjing.search.price_fit import Coefficients
 
 NODES = 5_000  # of the search tree; a limit in time would give another answer on a busy day
 GAP = 1e-4  # an answer so near to the best is taken, as a share
 LARGEST = 1e3  # of the objective's numbers, so that the solver's absolute tolerances do not matter
 TIES = 1e-6  # weight of the costs beside the errors: of two equally good answers the cheaper is taken
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """A layer's cost ``base + inputs * i + outputs * o + product * i * o`` for ``i`` inputs and ``o`` outputs."""
-
-    base: float = 0.0
-    inputs: float = 0.0
-    outputs: float = 0.0
-    product: float = 0.0
-
-    def of(self, i: float, o: float) -> float:
-        """The cost for so many inputs and outputs."""
-        return self.base + self.inputs * i + self.outputs * o + self.product * i * o
 
 
 @dataclass(frozen=True)
@@ -114,7 +101,7 @@ def priced(problem: Problem, widths: Mapping[str, int], precisions: Mapping[str,
 def _cost(p: Problem, site: Site, resource: str, widths: Mapping[str, int], precisions: Mapping[str, str]) -> float:
     found = site.costs[precisions[site.name]].get(resource, Coefficients())
     pad = p.pad(resource)
-    return found.of(site.reads.count(widths, pad), site.writes.count(widths, pad))
+    return found.at(site.reads.count(widths, pad), site.writes.count(widths, pad))
 
 
 def solve(problem: Problem) -> Allocation:
@@ -199,7 +186,7 @@ class _Program:
                 pad = self.problem.pad(resource)
                 i, o = (pad(side.fixed) if side.fixed else 0 for side in (site.reads, site.writes))
                 row = self.spent[resource]
-                row[column] = row.get(column, 0.0) + c.of(i, o)
+                row[column] = row.get(column, 0.0) + c.at(i, o)
 
     def _share(
         self, site: Site, resource: str, c: Coefficients, g: str, w: int, h: str, v: int, told: set[tuple[str, str]]

@@ -1,116 +1,105 @@
-"""A short ladder of candidates, gentlest first: say early what cannot be met, keep the fastest that holds."""
+"""What was tried, what it costs, and which of it is taken."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from penjing.errors import BudgetError
 from penjing.search.budget import Budget
 
 SAME = 1.1  # times that differ by less are not told apart on a busy machine: of those the smallest file is taken
-UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e3), "macs": ("M multiply-accumulates", 1e6)}
+SLACK = 0.02  # share by which a measured cost may be above its limit: clocks are no better
+UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e3), "macs": ("M multiply-accumulates", 1e6), "memory": ("kB of memory", 1e3)}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a candidate costs before it is trained; weights do not change it."""
-
-    latency: float  # ms
-    bytes: float
-    macs: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One rung of the ladder.
+    """What a network costs.
 
     Attributes:
-        ratio: Share of channels dropped.
-        score: On the search split; ``None`` when it was not tried.
-        drop: The original's score less this one's.
-        status: "not tried", "over the limit", "too inaccurate", "holds" or "chosen".
-        note: Why.
+        latency: ms of one call at the batch size that is judged, in the target's runtime.
+        bytes: Of the file.
+        macs: Multiply-accumulates of one sample.
+        memory: Bytes that one call needs at least, see ``peak_memory``.
     """
 
-    ratio: float
+    latency: float
+    bytes: float
+    macs: float
+    memory: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One network that was tried.
+
+    Attributes:
+        key: Of its files.
+        kind: "original", "float", "untrained", "trained" or "quantization-aware".
+        share: Of the latency of the whole network in integers that it was made for.
+        widths: Of the groups that were cut.
+        floats: Layers that were left in float, by the names of their nodes.
+        predicted: The latency that the tables promised.
+        steps: Of training, and of those the ones in integers.
+        score: On the search split.
+        status: "chosen", "holds", "too inaccurate", "over the limit" or "does not hold".
+    """
+
+    name: str
+    key: str
+    kind: str
+    share: float
     cost: Cost
+    widths: Mapping[str, int] = field(default_factory=dict)
+    floats: tuple[str, ...] = ()
+    predicted: float | None = None
+    steps: int = 0
+    steps_in_integers: int = 0
     score: float | None = None
-    drop: float | None = None
     status: str = "not tried"
     note: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
 
-def within_limits(candidates: Sequence[Candidate], original: Cost, budget: Budget) -> list[Candidate]:
-    """Mark what costs too much.
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Candidate":
+        """Read what ``to_json`` gave."""
+        return cls(**{**value, "cost": Cost(**value["cost"]), "floats": tuple(value["floats"])})
 
-    Raises:
-        BudgetError: All of them do; names the nearest.
+
+def marked(candidate: Candidate, reference: float, ceilings: Mapping[str, float], budget: Budget) -> Candidate:
+    """The candidate with its status and why."""
+    costs = asdict(candidate.cost)
+    over = [f"{shown(r, costs[r])}, {shown(r, most)} allowed" for r, most in ceilings.items() if costs[r] > most * (1 + SLACK)]
+    if over:
+        return replace(candidate, status="over the limit", note=" and ".join(over))
+    if candidate.score is None or budget.max_drop is None:
+        return replace(candidate, status="holds")
+    drop = reference - candidate.score
+    holds = drop <= budget.max_drop + 1e-12
+    note = f"loses {drop:.4g}, {budget.max_drop:.4g} allowed"
+    return replace(candidate, status="holds" if holds else "too inaccurate", note=note)
+
+
+def best(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    """Those that hold, the one to take first: the fastest, or without a limit on the drop the most accurate.
+
+    Of those that are about as fast the smallest comes first.
     """
-    ceilings = {name: limit.of(getattr(original, name)) for name, limit in budget.limits().items()}
-    marked = [_marked(c, ceilings) for c in candidates]
-    if all(c.status == "over the limit" for c in marked):
-        raise BudgetError(_infeasible(candidates, original, ceilings))
-    return marked
+    holding = [c for c in candidates if c.status in ("holds", "chosen")]
+    if budget.max_drop is None:
+        return sorted(holding, key=lambda c: (-(c.score or 0.0), c.cost.latency))
+    found: list[Candidate] = []
+    while holding:
+        fastest = min(c.cost.latency for c in holding)
+        taken = min((c for c in holding if c.cost.latency <= SAME * fastest), key=lambda c: (c.cost.bytes, -(c.score or 0.0)))
+        found.append(taken)
+        holding.remove(taken)
+    return found
 
 
-def climb(
-    candidates: Sequence[Candidate], reference: float, budget: Budget, attempt: Callable[[Candidate], float]
-) -> list[Candidate]:
-    """Try the candidates from gentle to strong until one loses too much, and mark the fastest that holds as chosen.
-
-    Args:
-        reference: The original's score.
-        attempt: Train a candidate and give its score.
-
-    Raises:
-        BudgetError: None holds; names the nearest.
-    """
-    results: list[Candidate] = []
-    failed = False
-    for c in candidates:
-        if c.status == "over the limit" or failed:
-            results.append(c if c.status == "over the limit" else replace(c, note="a gentler one had lost too much already"))
-            continue
-        score = attempt(c)
-        drop = reference - score
-        holds = drop <= budget.max_drop + 1e-12
-        failed = not holds
-        note = f"{100 * drop:+.2f} points lost, {100 * budget.max_drop:.2f} allowed"
-        results.append(replace(c, score=score, drop=drop, status="holds" if holds else "too inaccurate", note=note))
-    return _with_chosen(results, budget)
-
-
-def _with_chosen(results: list[Candidate], budget: Budget) -> list[Candidate]:
-    holding = [c for c in results if c.status == "holds"]
-    if not holding:
-        nearest = min((c for c in results if c.drop is not None), key=lambda c: c.drop or 0.0)
-        raise BudgetError(
-            f"no candidate loses at most {100 * budget.max_drop:.2f} points; the nearest drops {nearest.ratio:.0%} of the "
-            f"channels and loses {100 * (nearest.drop or 0.0):.2f}; allow that much, loosen the other limits or train longer"
-        )
-    fastest = min(c.cost.latency for c in holding)
-    chosen = min((c for c in holding if c.cost.latency <= SAME * fastest), key=lambda c: c.cost.bytes)
-    return [replace(c, status="chosen") if c is chosen else c for c in results]
-
-
-def _marked(candidate: Candidate, ceilings: Mapping[str, float]) -> Candidate:
-    over = [_shown(n, getattr(candidate.cost, n)) for n, most in ceilings.items() if getattr(candidate.cost, n) > most]
-    return replace(candidate, status="over the limit", note=" and ".join(over)) if over else candidate
-
-
-def _infeasible(candidates: Sequence[Candidate], original: Cost, ceilings: Mapping[str, float]) -> str:
-    def excess(c: Candidate) -> float:
-        return float(max(getattr(c.cost, n) / most for n, most in ceilings.items()))
-
-    nearest = min(candidates, key=excess)
-    parts = [
-        f"{n} at most {_shown(n, most)} was asked, {_shown(n, getattr(nearest.cost, n))} "
-        f"({getattr(nearest.cost, n) / getattr(original, n):.3f}x) can be met"
-        for n, most in ceilings.items()
-        if getattr(nearest.cost, n) > most
-    ]
-    return f"no candidate meets the budget: {'; '.join(parts)}, by dropping {nearest.ratio:.0%} of the channels"
-
-
-def _shown(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """A cost with its unit."""
     unit, size = UNITS[name]
     return f"{value / size:.3g} {unit}"

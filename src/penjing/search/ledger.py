@@ -34,13 +34,17 @@ class Ledger:
         entries = held.get("entries", {}) if isinstance(held, dict) else {}
         return entries if isinstance(entries, dict) else {}
 
-    def write(self, conditions: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    def write(self, conditions: Mapping[str, Any], entries: Mapping[str, Any], *, fresh: bool = False) -> dict[str, Any]:
         """Add entries to a shelf; what is there under the same name stays, so that all runs see the first number.
+
+        Args:
+            fresh: Whether what is there is replaced all the same.
 
         Returns:
             Everything on the shelf.
         """
-        merged = {**entries, **self.read(conditions)}
+        held = self.read(conditions)
+        merged = {**held, **entries} if fresh else {**entries, **held}
         write_json(self._path(conditions), {"conditions": dict(conditions), "entries": merged})
         return merged
 

@@ -10,12 +10,13 @@ from penjing.errors import BudgetError
 from penjing.export import Artifact, Kernel, Runner, export
 from penjing.files import whole_file
 from penjing.graph import as_inputs
-from penjing.measure import Measurement, compare
+from penjing.measure import Measurement
 from penjing.progress import Progress, silent
 from penjing.quant import Placement, Quantizer, Target, joined, sensitivity, variants
+from penjing.search.timer import Contender, Timer
 
 SAMPLES = 16  # that sensitivity is judged by
-FASTER = 0.97  # share of the default placement's time that another must come below to be taken: less is noise
+FASTER = 0.97  # share of the simpler one's time that another must come below to be taken: less is noise
 FLOAT = "the runtime's float"
 Evaluate = Callable[[Runner], float]
 
@@ -81,6 +82,7 @@ def fastest_mix(
     evaluate: Evaluate,
     least: float,
     settings: MixSettings | None = None,
+    timer: Timer | None = None,
     progress: Progress = silent,
 ) -> Mix:
     """The fastest of: integers, integers with the most sensitive layers in float, float as the runtime likes it, fp32.
@@ -91,12 +93,17 @@ def fastest_mix(
     Args:
         quantizer: Made from ``model``.
         path: The ONNX file to write.
+        timer: What times the files; by default one that remembers nothing.
 
     Raises:
         BudgetError: Not even fp32 reaches ``least``.
         ExportError: The network cannot be written.
     """
-    return _Search(quantizer, model, as_inputs(example), path, evaluate, least, settings or MixSettings(), progress).mix()
+    settings, inputs = settings or MixSettings(), as_inputs(example)
+    if timer is None:
+        timed = tuple(x[:1].repeat(settings.batch, *[1] * (x.ndim - 1)) for x in inputs)
+        timer = Timer(timed, threads=settings.threads, seconds=settings.seconds, progress=progress)
+    return _Search(quantizer, model, inputs, path, evaluate, least, settings, timer, progress).mix()
 
 
 class _Search:
@@ -109,12 +116,12 @@ class _Search:
         evaluate: Evaluate,
         least: float,
         settings: MixSettings,
+        timer: Timer,
         progress: Progress,
     ) -> None:
         self.quantizer, self.model, self.example, self.path = quantizer, model, example, Path(path)
         self.evaluate, self.least, self.settings, self.progress = evaluate, least, settings, progress
-        self.target = quantizer.target
-        self.timed = tuple(x[:1].repeat(settings.batch, *[1] * (x.ndim - 1)) for x in example)
+        self.target, self.timer = quantizer.target, timer
         self.parts: list[Path] = []
         self.noise: dict[str, float] = {}
         self.placement = "default"
@@ -141,13 +148,10 @@ class _Search:
                 part.unlink(missing_ok=True)
 
     def _sure(self, timed: Sequence[Tried]) -> Tried:
-        """The fastest; integers only where a second timing says so too, against the fastest without."""
+        """The fastest; integers only where they are so by more than what may be noise."""
         plain = min((t for t in timed if not self._has_integers(t)), key=_time)
         best = min(timed, key=_time)
-        if best is plain:
-            return plain
-        again = min(self._timings([best, plain]), key=_time)
-        return best if again.name == best.name else plain
+        return best if _time(best) < FASTER * _time(plain) else plain
 
     def _has_integers(self, tried: Tried) -> bool:
         return isinstance(self.modules.get(tried.name), fx.GraphModule) and tried.name != FLOAT
@@ -191,7 +195,7 @@ class _Search:
     def _times_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
         """One call's time with each profile, ms; of profiles that place alike the first alone."""
         placed: list[Placement] = []
-        runs = {}
+        runs: dict[str, Contender] = {}
         with self.progress("placements", len(profiles)) as advance:
             for name, profile in profiles.items():
                 placement = self.quantizer.placement(target=profile)
@@ -199,14 +203,16 @@ class _Search:
                     placed.append(placement)
                     module = self.quantizer.module(target=profile)
                     artifact = export(module, self.example, self._part("placement"), target=self.target.name)
-                    runs[name] = artifact.load(self.settings.threads)
+                    runs[name] = artifact, None
                 advance(name)
-        found = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
-        return {name: m.value for name, m in found.items()}
+        return {name: m.value for name, m in self.timer(runs).items()}
 
     def _integers(self) -> list[Tried]:
         """Integers everywhere, and where that is not good enough, the mixes on the way to few layers in float."""
         tried = [self._mixed(())]
+        if tried[0].score < self.least and self.target is not self.quantizer.target:  # another placement, other rounding
+            self.target, self.placement = self.quantizer.target, "default"
+            tried = [self._mixed(())]
         if tried[0].score >= self.least:
             return tried
         module = self.modules[tried[0].name]
@@ -237,8 +243,7 @@ class _Search:
         return found
 
     def _timings(self, tried: Sequence[Tried]) -> list[Tried]:
-        runs = {t.name: t.artifact.load(self.settings.threads, t.precision) for t in tried}
-        times = compare(runs, *self.timed, seconds=self.settings.seconds, progress=self.progress)
+        times = self.timer({t.name: (t.artifact, t.precision) for t in tried})
         return [replace(t, latency=times[t.name]) for t in tried]
 
 

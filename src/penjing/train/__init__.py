@@ -3,6 +3,8 @@
 from penjing.train.fit import Epoch as Epoch
 from penjing.train.fit import fit as fit
 from penjing.train.freeze import Freezing as Freezing
+from penjing.train.portion import portioned as portioned
+from penjing.train.portion import seconds_a_step as seconds_a_step
 from penjing.train.settings import Training as Training
 from penjing.train.sparse import ACDC as ACDC
 from penjing.train.sparse import GradualMagnitude as GradualMagnitude

@@ -14,7 +14,7 @@ from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, RecipeError, TrainingError
 from penjing.progress import Progress, silent
-from penjing.task import Task, as_tuple
+from penjing.task import Batches, Task, as_tuple
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -87,7 +87,7 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     if epochs < 1:
         raise RecipeError(f"epochs is {epochs}; give at least 1")
     settings = settings or Training()
-    steps = _length(task)
+    steps = length(task.train)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         judge, classes = rehearse(model, teacher, loss, task, settings)
@@ -260,12 +260,16 @@ class _Loop:
 _FRESH = "it must give a fresh iterator of one length every time, as a list or a DataLoader does"
 
 
-def _length(task: Task) -> int:
-    """Batches in an epoch; a loader without ``len`` is walked once to count."""
+def length(train: Batches) -> int:
+    """Batches in an epoch; a loader without ``len`` is walked once to count.
+
+    Raises:
+        DataError: There is none.
+    """
     try:
-        n = len(task.train)  # type: ignore[arg-type]
+        n = len(train)  # type: ignore[arg-type]
     except TypeError:  # among them a DataLoader of a stream, which has ``__len__`` but no length
-        n = sum(1 for _ in task.train)
+        n = sum(1 for _ in train)
     if n == 0:
         raise DataError("task.train is empty: it yields no batch; give at least one (inputs, target) pair")
     return n

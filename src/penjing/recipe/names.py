@@ -26,19 +26,25 @@ def found(where: str, what: str) -> Any:
     module_name, colon, name = where.partition(":")
     if not (colon and module_name and name):
         raise RecipeError(f"{what} {where!r} is not of the form package.module:name")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    look_in(Path.cwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
-        raise RecipeError(f"{what} {where!r}: there is no module {e.name!r} in {here} or among the installed packages") from e
+        raise RecipeError(
+            f"{what} {where!r}: there is no module {e.name!r} in {Path.cwd()} or elsewhere on Python's path"
+        ) from e
     except Exception as e:  # whatever the user's module raises while it is imported
         raise RecipeError(f"{what} {where!r}: importing {module_name} fails with {type(e).__name__}: {e}") from e
     if not hasattr(module, name):
         near = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise RecipeError(f"{what} {where!r}: {module_name} has no {name!r}; it has {', '.join(sorted(near)[:8]) or 'nothing'}")
     return getattr(module, name)
+
+
+def look_in(folder: Path) -> None:
+    """From here on modules are also found in ``folder``; it comes first, unless Python looked there already."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def load_model(where: str, weights: Path | None = None) -> nn.Module:

@@ -1,0 +1,360 @@
+"""What one number hides: classes given up, predictions that flipped, confidence, and accuracy on images a camera spoiled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from penjing.errors import DataError
+from penjing.measure.corruptions import CORRUPTIONS, Corruption
+from penjing.measure.paired import mcnemar, paired
+from penjing.progress import Advance, Progress, silent
+from penjing.task import Batch, Batches, Metric, Run, Score, as_tuple
+
+CLASS_TIMES, CLASS_SHARE = 3, 0.02  # a class may lose so many times what is allowed, or this share, whichever is more
+ERROR = 0.05  # of calling a class worse when it is not, over all classes together (Bonferroni), and of the corruptions likewise
+FLIPPED = 0.10  # share of predictions that may change
+CALIBRATION = 0.03  # that the expected calibration error may grow by
+CORRUPTED_TIMES = 2  # times what is allowed that images may lose by being corrupted, beyond what clean ones lose
+BINS = 15  # of confidence, as Guo et al. 2017 have them
+SHOWN = 12  # forgotten samples that are listed
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Share of a class's samples that each network gets right."""
+
+    label: int
+    samples: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Share of the predictions that changed; how many samples that made wrong (``worse``), and right (``better``)."""
+
+    flipped: float
+    worse: int
+    better: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error of each network, between 0 and 1."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class CorruptionScore:
+    """The metric of both networks on the same corrupted samples."""
+
+    name: str
+    severity: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A sample that only the first network gets right.
+
+    Attributes:
+        index: Its place in a walk over the batches, from 0.
+        was: What the first network says; ``now``: what the second says, with a ``confidence`` between 0 and 1.
+    """
+
+    index: int
+    label: int
+    was: int
+    now: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Generalization:
+    """Two networks beyond their one number. Only ``corruptions`` is there for tasks that are not classification.
+
+    Attributes:
+        samples: How many were looked at.
+        per_class: Classes that occur, in order.
+        corruptions: Every corruption at every severity.
+        warnings: Sentences; none where nothing stands out.
+        forgotten: What the second network is most sure of among what it newly gets wrong, at most 12.
+    """
+
+    samples: int
+    per_class: tuple[ClassScore, ...]
+    flips: Flips | None
+    calibration: Calibration | None
+    corruptions: tuple[CorruptionScore, ...]
+    warnings: tuple[str, ...]
+    forgotten: tuple[Forgotten, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values; what is not there is ``None`` or empty."""
+        return {
+            "samples": self.samples,
+            "per_class": [{("class" if k == "label" else k): v for k, v in vars(x).items()} for x in self.per_class],
+            "flips": dict(vars(self.flips)) if self.flips else None,
+            "calibration": dict(vars(self.calibration)) if self.calibration else None,
+            "corruptions": [dict(vars(x)) for x in self.corruptions],
+            "warnings": list(self.warnings),
+            "forgotten": [dict(vars(x)) for x in self.forgotten],
+        }
+
+
+@dataclass(frozen=True)
+class _Classified:
+    """What both networks say of each sample: ``labels`` ``(N,)``, and the shares ``(N, K)`` they give each class."""
+
+    labels: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    def right(self, shares: np.ndarray) -> np.ndarray:
+        found: np.ndarray = shares.argmax(1) == self.labels
+        return found
+
+
+def generalization(
+    before: Run,
+    after: Run,
+    batches: Batches,
+    metric: Metric,
+    *,
+    allowed: float,
+    severities: Sequence[int] = (1, 3, 5),
+    samples: int = 2000,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Generalization:
+    """Compare two networks class by class, prediction by prediction, and on corrupted images.
+
+    Both run once on the clean samples and once for each corruption and severity; of several inputs the first is corrupted.
+    Classes, flips and calibration need one output ``(N, K)`` of logits or shares and integer targets ``(N,)``.
+
+    Args:
+        batches: Walked once. Whole batches are taken while ``samples`` lasts, at least one (files may have a fixed batch).
+        allowed: How much of the metric may be lost; thresholds follow from it.
+        severities: From 1 to 5.
+        seed: Of the corruptions.
+
+    Raises:
+        DataError: There is no batch, or the metric's scores of the two networks cannot be compared.
+        RecipeError: A severity is not between 1 and 5.
+    """
+    kept = _kept(batches, samples)
+    with progress("generalization", 1 + len(CORRUPTIONS) * len(severities)) as advance:
+        tapes = _Tape(before), _Tape(after)
+        clean = metric(tapes[0], kept), metric(tapes[1], kept)
+        advance("clean images")
+        try:
+            rows, scores = _on_corrupted((before, after), kept, metric, severities, seed, advance)
+            notes = _corruption_notes(clean, scores, allowed, seed)
+        except _NotImages as e:
+            rows, notes = [], [f"Corrupted images were not tried, for the task's first inputs are no float images: {e}."]
+    found = _classified(tapes[0].outputs, tapes[1].outputs, [target for _, target in kept])
+    if found is None:
+        return Generalization(clean[0].samples, (), None, None, tuple(rows), tuple(notes), ())
+    is_share = abs(found.right(found.before).mean() - clean[0].value) < 1e-6  # else ``allowed`` is in another unit
+    per_class, class_notes = _per_class(found, max(CLASS_TIMES * allowed * is_share, CLASS_SHARE))
+    flips, calibration = _flips(found), _calibration(found)
+    return Generalization(
+        clean[0].samples, per_class, flips, calibration, tuple(rows),
+        (*class_notes, *_flip_notes(flips), *_calibration_notes(calibration), *notes), _forgotten(found),
+    )  # fmt: skip
+
+
+def expected_calibration_error(shares: np.ndarray, labels: np.ndarray) -> float:
+    """Mean gap between confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        shares: What each class is given, ``(N, K)``.
+        labels: Integers, ``(N,)``.
+    """
+    sure, right = shares.max(1), shares.argmax(1) == labels
+    bins = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # each closed above, as in the paper
+    gaps = np.bincount(bins, right, BINS) - np.bincount(bins, sure, BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+class _NotImages(DataError):
+    """The corruptions do not take the first inputs."""
+
+
+class _Tape:
+    """A network that keeps the first of its outputs as it is called."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.outputs: list[Tensor | None] = []
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        output = self.run(*inputs)
+        fits = isinstance(output, Tensor | np.ndarray) and output.ndim == 2
+        self.outputs.append(torch.as_tensor(output).detach().to("cpu", torch.float64, copy=True) if fits else None)
+        return output
+
+
+def _kept(batches: Batches, samples: int) -> list[Batch]:
+    kept: list[Batch] = []
+    total = 0
+    for inputs, target in batches:
+        total += len(as_tuple(inputs)[0])
+        if kept and total > samples:
+            break
+        kept.append((inputs, target))
+    if not kept:
+        raise DataError("there is no batch to compare the networks on; give at least one (inputs, target) pair")
+    return kept
+
+
+def _corrupted(kept: Sequence[Batch], corrupt: Corruption, severity: int, generator: Generator) -> list[Batch]:
+    """The batches with their first input corrupted."""
+    found: list[Batch] = []
+    for inputs, target in kept:
+        first, *rest = as_tuple(inputs)
+        try:
+            spoiled = corrupt(first, severity, generator)
+        except DataError as e:
+            raise _NotImages(str(e)) from e
+        found.append((spoiled if isinstance(inputs, Tensor) else (spoiled, *rest), target))
+    return found
+
+
+def _on_corrupted(
+    runs: tuple[Run, Run], kept: Sequence[Batch], metric: Metric, severities: Sequence[int], seed: int, advance: Advance
+) -> tuple[list[CorruptionScore], list[tuple[Score, Score]]]:
+    rows, scores = [], []
+    for k, (name, corrupt) in enumerate(CORRUPTIONS.items()):
+        for severity in severities:
+            # One stream for all severities of a kind: the same noise, stronger.
+            spoiled = _corrupted(kept, corrupt, severity, Generator().manual_seed(seed * 1_000_003 + k))
+            pair = metric(runs[0], spoiled), metric(runs[1], spoiled)
+            rows.append(CorruptionScore(name, severity, pair[0].value, pair[1].value))
+            scores.append(pair)
+            advance(f"{name} {severity}")
+    return rows, scores
+
+
+def _corruption_notes(
+    clean: tuple[Score, Score], scores: Sequence[tuple[Score, Score]], allowed: float, seed: int
+) -> list[str]:
+    """Whether corruption costs the second network more than the first, by more than chance."""
+    if not scores:
+        return []
+    costs = [_cost(clean[i], [pair[i] for pair in scores]) for i in (0, 1)]
+    # What corruption costs is better when lower, and a score when higher.
+    extra = paired(costs[0], costs[1], confidence=1 - ERROR, seed=seed)
+    if extra.drop <= CORRUPTED_TIMES * allowed or extra.low <= 0:
+        return []
+    drop = clean[0].value - clean[1].value
+    return [
+        f"Corrupted images lose {_number(drop + extra.drop)} of the metric on average, clean ones {_number(drop)}: "
+        f"{_number(extra.drop)} more, where {_number(CORRUPTED_TIMES * allowed)} is the threshold."
+    ]
+
+
+def _cost(clean: Score, corrupted: Sequence[Score]) -> Score:
+    """How a network's score changes from clean to corrupted samples, on average over the corruptions."""
+    return Score(
+        sum(s.value for s in corrupted) / len(corrupted) - clean.value,
+        clean.samples,
+        np.mean([s.per_sample for s in corrupted], axis=0) - clean.per_sample,
+    )
+
+
+def _classified(before: Sequence[Tensor | None], after: Sequence[Tensor | None], targets: Sequence[Any]) -> _Classified | None:
+    """The outputs as shares of classes; ``None`` where they, or the targets, are of another kind."""
+    if not all(map(_are_labels, targets)):
+        return None
+    labels = torch.cat([t.detach().cpu().long() for t in targets])
+    shares = []
+    for outputs in (before, after):
+        there = [x for x in outputs if x is not None]
+        if [len(x) for x in there] != [len(t) for t in targets] or len({x.shape[1] for x in there}) != 1:
+            return None
+        shares.append(_shares(torch.cat(there)))
+    width = shares[0].shape[1]
+    if shares[1].shape[1] != width or width < 2 or labels.min() < 0 or labels.max() >= width:
+        return None
+    return _Classified(labels.numpy(), *(x.numpy() for x in shares))
+
+
+def _are_labels(target: Any) -> bool:
+    whole = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
+    return whole and target.ndim == 1 and target.dtype != torch.bool
+
+
+def _shares(outputs: Tensor) -> Tensor:
+    """The softmax of logits; outputs that are shares of one already, as they are."""
+    if bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
+        return outputs
+    return outputs.softmax(1)
+
+
+def _per_class(found: _Classified, share: float) -> tuple[tuple[ClassScore, ...], list[str]]:
+    """Each class, and a warning for those that lose more than ``share``, by more than chance."""
+    was, now = found.right(found.before), found.right(found.after)
+    labels = np.unique(found.labels)
+    rows, notes = [], []
+    for label in labels:
+        a, b = was[found.labels == label], now[found.labels == label]
+        row = ClassScore(int(label), len(a), float(a.mean()), float(b.mean()))
+        rows.append(row)
+        if row.before - row.after > share and mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) < ERROR / len(labels):
+            notes.append(
+                f"Class {row.label} falls from {row.before:.1%} to {row.after:.1%} right on its {row.samples:,} samples: "
+                f"{_points(row.before - row.after)} points, where {_points(share)} is the threshold."
+            )
+    return tuple(rows), notes
+
+
+def _flips(found: _Classified) -> Flips:
+    was, now = found.right(found.before), found.right(found.after)
+    flipped = float((found.before.argmax(1) != found.after.argmax(1)).mean())
+    return Flips(flipped, int((was & ~now).sum()), int((now & ~was).sum()))
+
+
+def _flip_notes(flips: Flips) -> list[str]:
+    if flips.flipped <= FLIPPED:
+        return []
+    return [
+        f"{flips.flipped:.1%} of the predictions changed, where {FLIPPED:.0%} is the threshold: "
+        f"{flips.worse:,} samples became wrong and {flips.better:,} right."
+    ]
+
+
+def _calibration(found: _Classified) -> Calibration:
+    return Calibration(*(expected_calibration_error(x, found.labels) for x in (found.before, found.after)))
+
+
+def _calibration_notes(found: Calibration) -> list[str]:
+    if found.after - found.before <= CALIBRATION:
+        return []
+    return [
+        f"The expected calibration error grows from {_points(found.before)} to {_points(found.after)} points, where "
+        f"{_points(CALIBRATION)} more is the threshold: confidences mean less than they did."
+    ]
+
+
+def _forgotten(found: _Classified) -> tuple[Forgotten, ...]:
+    was, now, sure = found.right(found.before), found.right(found.after), found.after.max(1)
+    lost = np.flatnonzero(was & ~now)
+    order = lost[np.argsort(-sure[lost], kind="stable")][:SHOWN]
+    said = found.after.argmax(1)
+    return tuple(Forgotten(int(i), int(found.labels[i]), int(found.labels[i]), int(said[i]), float(sure[i])) for i in order)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,111 @@
+"""The order of the stages: look -> decide -> cut, repair, train, put into integers (a candidate) -> confirm -> tell.
+
+What a stage made is kept in ``OUT/stages``, so that a run that was killed goes on; the results appear in ``OUT`` at the end,
+each file whole.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from penjing.progress import Progress, silent
+from penjing.result import RESULT, Result, budget_entry, load_result
+from penjing.run.baseline import Baseline, measure_baseline
+from penjing.run.candidates import Maker
+from penjing.run.confirm import confirm
+from penjing.run.job import Job
+from penjing.run.tables import look
+from penjing.run.training import Trainer
+from penjing.search import Budget, Candidate, best, gallop, marked
+from penjing.settings import Settings as Settings
+from penjing.task import Task
+
+
+def compress(
+    model: nn.Module,
+    task: Task,
+    *,
+    budget: Budget | None = None,
+    target: str = "onnxruntime",
+    out: str | Path,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Give the fastest network within the budget that keeps the model's accuracy, as a file, with the proof.
+
+    Widths and precisions are chosen together, by tables of what they cost and lose, under all limits at once. First without
+    training: how fast can it be for nothing? Then with it, as far as training goes. What is taken is confirmed on a split
+    that nothing was chosen on; where it does not hold there, the next gentler candidate is, and in the end the original.
+
+    Args:
+        model: A trained network; left alone.
+        budget: The limits; by default one point of the metric may be lost.
+        target: The runtime that the file is placed for and judged in.
+        out: A folder for the results: new, empty, or of an earlier run with the same model and settings, which goes on.
+
+    Raises:
+        BudgetError: No widths and precisions meet the limits; names the nearest that do. Nothing was trained.
+        PenjingError: The model, the data or the folder cannot be used; nothing is written.
+    """
+    job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), progress)
+    if (finished := _finished(job)) is not None:
+        return finished
+    job.claim()
+    baseline = measure_baseline(job)
+    maker = Maker(job, look(job), baseline, Trainer(job))
+    tried = _search(job, maker, baseline)
+    confirm(job, maker, baseline, tried)
+    return load_result(job.out)
+
+
+def _finished(job: Job) -> Result | None:
+    """The result, when this very run was finished before."""
+    if not (job.out / RESULT).is_file():
+        return None
+    done = load_result(job.out)
+    return done if done.data["budget"] == budget_entry(job.budget) else None
+
+
+def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:
+    """All candidates, each judged, best first."""
+    tried: list[Candidate] = []
+
+    def attempt(source: Callable[[], Candidate | None], *, trained: bool, trials: int = 1) -> Callable[[float], bool]:
+        def run(share: float) -> bool:
+            nonlocal trials
+            made = maker.make(share, source(), trained=trained, trials=trials)
+            trials = max(1, trials - 1)
+            tried.append(marked(made, baseline.score, maker.ceilings, job.budget))
+            return tried[-1].status == "holds"
+
+        return run
+
+    widest, narrowest = maker.bounds()
+    untrained = attempt(lambda: None, trained=False)
+    if job.budget.max_drop is None:  # the limits say how fast; all that is left is to be as accurate as can be
+        untrained(widest)
+        if maker.trainer.trains:
+            attempt(lambda: None, trained=True)(widest)
+        return _ordered(tried, job.budget)
+    least_tried = widest
+    if untrained(widest) and job.settings.probes:
+        least_tried = gallop(untrained, holds=widest, least=narrowest, trials=job.settings.probes)
+    if maker.trainer.trains:
+        trained = attempt(lambda: _source(tried), trained=True, trials=job.settings.attempts)
+        trials = job.settings.attempts
+        held = any(c.status == "holds" for c in tried)
+        if held or trained(widest):
+            gallop(trained, holds=least_tried, least=narrowest, trials=trials if held else trials - 1)
+    return _ordered(tried, job.budget)
+
+
+def _source(tried: list[Candidate]) -> Candidate | None:
+    """What the next trained candidate is cut from: the fastest that was trained and holds, or else the original."""
+    holding = [c for c in tried if c.steps and c.status == "holds"]
+    return min(holding, key=lambda c: c.cost.latency, default=None)
+
+
+def _ordered(tried: list[Candidate], budget: Budget) -> list[Candidate]:
+    holding = best(tried, budget)
+    return holding + [c for c in tried if c not in holding]

@@ -1,0 +1,53 @@
+"""The original: as a file, its score on the search split, and what it costs in full and in its runtime's default precision."""
+
+from dataclasses import dataclass, replace
+
+from penjing.export import Artifact, export
+from penjing.graph import capture
+from penjing.measure import macs, peak_memory
+from penjing.run.job import Job
+from penjing.search import Candidate, Cost
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What candidates are compared with.
+
+    Attributes:
+        artifact: The original's file.
+        cost: In fp32, on the target: what limits in shares are shares of.
+        default: The same file in the runtime's default precision, as a candidate.
+        score: Of the file in fp32, on the search split.
+    """
+
+    artifact: Artifact
+    cost: Cost
+    default: Candidate
+    score: float
+
+
+def measure_baseline(job: Job) -> Baseline:
+    """Write the original as a file, score and time it."""
+    artifact = export(job.model, job.example, job.stages / "original.onnx", target=job.profile.name)
+    held = job.kept("original")
+    if held is None:
+        with job.stage("score and time the original") as told:
+            scores = [job.task.metric(artifact.load(job.threads, p), job.task.search).value for p in ("f32", None)]
+            held = {"scores": scores}
+            job.keep("original", held)
+            told["gave"] = f"{scores[0]:.4g} on the search split"
+    full = job.timer.refer(artifact, "f32").value
+    times = job.timer({"default": (artifact, None)})
+    graph = capture(job.model, job.example)
+    size = float(artifact.path.stat().st_size)
+    cost = Cost(full, size, macs(graph), peak_memory(graph, job.settings.batch))
+    default = Candidate(
+        name="original, default precision",
+        key="original",
+        kind="float",
+        share=1.0,
+        cost=replace(cost, latency=times["default"].value),
+        score=held["scores"][1],
+        status="holds",
+    )
+    return Baseline(artifact, cost, default, held["scores"][0])

@@ -1,0 +1,92 @@
+"""Confirm on the split that nothing was chosen on, and hand over what holds there: in the end the original."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from penjing.export import export
+from penjing.measure import Judgement, judged, paired
+from penjing.quant import Quantizer
+from penjing.run.baseline import Baseline
+from penjing.run.candidates import Maker
+from penjing.run.job import Job
+from penjing.run.tell import Shipped, tell
+from penjing.search import Candidate, Mix, MixSettings, fastest_mix
+from penjing.task import Score
+
+LOOKS = 3  # candidates that are confirmed, at most: each further look needs a clearer answer
+
+
+def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate]) -> None:
+    """Confirm the candidates that hold, best first, until one does not fail; write the results."""
+    before = job.task.metric(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
+    shown = list(tried)
+    for looks, candidate in enumerate([c for c in tried if c.status == "holds"][:LOOKS], 1):
+        shipped = _shipped(job, maker, baseline, candidate, before, looks)
+        at = shown.index(candidate)
+        shown[at] = replace(candidate, status="chosen" if shipped.is_worth(baseline) else "does not hold")
+        if shown[at].status == "chosen":
+            return tell(job, maker, baseline, shown, shipped)
+    return tell(job, maker, baseline, shown, _original(job, maker, baseline, before))
+
+
+def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, before: Score, looks: int) -> Shipped:
+    """The candidate in its fastest form, confirmed."""
+    net, mix = maker.net(candidate), None
+    if candidate.steps_in_integers:  # its grids were trained: they stay
+        module: nn.Module = maker.module(candidate, net)
+        artifact, precision = export(module, job.example, _final(job, candidate), target=job.profile.name), None
+    else:
+        with job.stage("find the fastest form") as told:
+            mix = _mixed(job, baseline, net.module, candidate)
+            module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
+            told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
+    with job.stage("confirm") as told:
+        after = job.task.metric(artifact.load(job.threads, precision), job.task.confirm)
+        found = paired(before, after, looks=looks)
+        told["gave"] = f"a drop of {found.drop:.4g}"
+    judgement = judged(found, job.budget.max_drop) if job.budget.max_drop is not None else Judgement("holds", None)
+    latency = job.timer({"it": (artifact, precision)})["it"].value
+    return Shipped(candidate, net, module, artifact, precision, found, judgement, before, after, latency, mix)
+
+
+def _mixed(job: Job, baseline: Baseline, net: nn.Module, candidate: Candidate) -> Mix:
+    """The fastest of the candidate's placements and precisions that scores enough on the search split."""
+    allowed = job.budget.max_drop
+    score = candidate.score if candidate.score is not None else baseline.score
+    least = score if allowed is None else min(score, baseline.score - allowed)
+    quantizer = Quantizer(net, job.example, job.calibration, target=job.profile)
+    return fastest_mix(
+        quantizer,
+        net,
+        job.example,
+        _final(job, candidate),
+        evaluate=lambda run: job.task.metric(run, job.task.search).value,
+        least=least,
+        settings=MixSettings(threads=job.threads, batch=job.settings.batch, seconds=job.settings.seconds),
+        timer=job.timer,
+        progress=job.progress,
+    )
+
+
+def _final(job: Job, candidate: Candidate) -> Path:
+    return job.stages / f"{candidate.key}-final.onnx"
+
+
+def _original(job: Job, maker: Maker, baseline: Baseline, before: Score) -> Shipped:
+    """The original in its runtime's default precision, or in fp32 where that loses too much."""
+    artifact = baseline.artifact
+    precision = None
+    after = job.task.metric(artifact.load(job.threads), job.task.confirm)
+    allowed = job.budget.max_drop
+    if allowed is not None and paired(before, after).drop > allowed:
+        precision, after = "f32", before
+    candidate = replace(baseline.default, status="chosen", note="nothing that was tried holds")
+    net = maker.net(candidate)
+    latency = job.timer({"it": (artifact, precision)})["it"].value
+    judgement = Judgement("does not hold", None)
+    return Shipped(
+        candidate, net, job.model, artifact, precision, paired(before, after), judgement, before, after, latency, None
+    )

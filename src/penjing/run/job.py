@@ -1,0 +1,147 @@
+"""What all stages of one run need: network, task, limits, and the folder in which every stage leaves what it made."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import RecipeError
+from penjing.files import read_json, remove_parts, write_json
+from penjing.graph import check_weights
+from penjing.measure import cores
+from penjing.progress import Progress
+from penjing.quant import target_named
+from penjing.result import RESULT
+from penjing.search import Budget, Ledger, Timer
+from penjing.settings import Settings
+from penjing.task import Inputs, Task, as_tuple, check_task
+
+MARK = "run.json"  # says that a folder is ours, and of which model and settings
+
+
+class Job:
+    """One run. Making it looks at everything and writes nothing.
+
+    Attributes:
+        example: One sample, as the network takes it.
+        timer: Times files at the batch size that latency is judged at.
+        calibration: Batches of inputs, without labels, the same in every run.
+        stages: The folder of what stages made.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, budget: Budget, target: str, out: Path, settings: Settings, progress: Progress
+    ) -> None:
+        self.model, self.task, self.budget, self.out, self.settings = model, task, budget, out, settings
+        self.profile, self.progress = target_named(target), progress
+        self.threads = settings.threads or cores()
+        check_weights(model)
+        searched = check_task(task, model)
+        self.example = tuple(x[:1] for x in searched)
+        timed = repeated(self.example, settings.batch)
+        self.identity = _identity(model, searched, settings, self.profile.name)
+        self.calibration = _calibration(task, settings.calibration)
+        self.ledger = Ledger()
+        self.timer = Timer(
+            timed, threads=self.threads, seconds=settings.seconds, ledger=self.ledger, fresh=settings.fresh, progress=progress
+        )
+        self.stages = out / "stages"
+        self._check_folder()
+        self.log = Log(self.stages / "log.json")
+
+    def claim(self) -> None:
+        """Make the folder ours: from now on it is written to, and until this run ends there is no result in it."""
+        write_json(self.out / MARK, {"identity": self.identity, "target": self.profile.name, "settings": asdict(self.settings)})
+        remove_parts(self.out)
+        (self.out / RESULT).unlink(missing_ok=True)
+
+    def kept(self, name: str) -> Any | None:
+        """What an earlier process of this run has left under a name; None where there is nothing."""
+        path = self.stages / f"{name}.json"
+        return read_json(path) if path.is_file() else None
+
+    def keep(self, name: str, value: Any) -> None:
+        """Leave something for a process that goes on."""
+        write_json(self.stages / f"{name}.json", value)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, str]]:
+        """A stage of the run: what it cost is noted, and what it gave, if ``gave`` is put into the dictionary."""
+        began, told = time.perf_counter(), {"gave": ""}
+        yield told
+        self.log.add("stages", {"name": name, "seconds": round(time.perf_counter() - began, 2), **told})
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that is not ours."""
+        if self.out.is_dir() and any(self.out.iterdir()):
+            mark = self.out / MARK
+            if not mark.is_file():
+                raise RecipeError(f"{self.out} holds something else; choose a new or empty folder with --out")
+            if read_json(mark).get("identity") != self.identity:
+                raise RecipeError(
+                    f"{self.out} holds a run of another model, other data or other settings; choose another folder or delete it"
+                )
+        elif self.out.exists() and not self.out.is_dir():
+            raise RecipeError(f"{self.out} is a file; choose a new or empty folder with --out")
+
+
+class Log:
+    """Rows that survive the process: what stages cost, what epochs were like."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """Of one kind, in the order in which they came."""
+        return list(self._all().get(kind, []))
+
+    def add(self, kind: str, row: Mapping[str, Any]) -> None:
+        """One more; the same row again, as when a killed run walks through epochs that are over, is not."""
+        held = self._all()
+        if row not in held.setdefault(kind, []):
+            held[kind].append(dict(row))
+            write_json(self.path, held)
+
+    def _all(self) -> dict[str, list[dict[str, Any]]]:
+        return read_json(self.path) if self.path.is_file() else {}
+
+
+def repeated(example: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    """One sample as a batch."""
+    return tuple(x.repeat(batch, *[1] * (x.ndim - 1)) for x in example)
+
+
+def _identity(model: nn.Module, searched: tuple[Tensor, ...], settings: Settings, target: str) -> str:
+    """A digest of what decides what a stage makes; the budget only chooses among what they made.
+
+    The first batch of the search split stands for the data: it is the one most often walked in the same order.
+    """
+    told = json.dumps([asdict(settings), target, type(model).__name__], sort_keys=True, default=str)
+    sha = hashlib.sha256(told.encode())
+    for name, value in (*model.state_dict().items(), *((f"input {i}", x) for i, x in enumerate(searched))):
+        if isinstance(value, Tensor):
+            sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _calibration(task: Task, images: int) -> list[Inputs]:
+    """The first inputs of the training split, the same at every call."""
+    held: list[Inputs] = []
+    seen = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if set_epoch := getattr(task.train, "set_epoch", None):
+            set_epoch(0)
+        for inputs, _ in task.train:
+            held.append(inputs)
+            seen += len(as_tuple(inputs)[0])
+            if seen >= images:
+                break
+    return held

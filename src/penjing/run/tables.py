@@ -1,0 +1,104 @@
+"""Look before cutting: what layers cost in time, and what widths and integers cost in accuracy."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+
+from penjing.errors import RecipeError
+from penjing.export import export
+from penjing.graph import Channels, capture
+from penjing.graph.layers import weighted
+from penjing.measure import macs
+from penjing.prune import allowed_widths
+from penjing.quant import quantize, sensitivity
+from penjing.run.job import Job
+from penjing.score import Evidence
+from penjing.search import Damage, Prices, PriceSettings, Tables, in_power, measure_prices, narrowing
+from penjing.search.allocate import BESIDE, BYTES
+from penjing.task import as_tuple
+
+LISTENED = 16  # samples that a layer's integers are judged by
+
+
+def look(job: Job) -> Tables:
+    """All tables; what an earlier process has found is taken from the folder, and times from the machine's ledger."""
+    graph = capture(job.model, job.example)
+    evidence = Evidence.of(graph, job.calibration, job.task.loss)
+    widths = _widths(job, evidence.channels)
+    with job.stage("measure what layers cost") as told:
+        prices = _prices(job)
+        told["gave"] = f"times of {len(weighted(graph))} layers"
+    with job.stage("measure what widths cost") as told:
+        damage = _damage(job, evidence, widths)
+        told["gave"] = f"{sum(len(row.errors) for row in damage.values())} widths of {len(damage)} groups"
+    with job.stage("measure what integers cost"):
+        noise, beside = _integers(job)
+    return Tables(graph, evidence.channels, damage, noise, prices, beside)
+
+
+def _widths(job: Job, channels: Channels) -> dict[str, list[int]]:
+    """The widths that every group may have; groups that are to stay whole are not there."""
+    s = job.settings
+    step = s.round_to or job.profile.lanes
+    for pattern in s.exclude:
+        if not any(fnmatch(name, pattern) for name in channels.shapes):
+            near = next(iter(channels.shapes), "")
+            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {near!r}")
+    return {
+        g.name: allowed_widths(g.channels, step, blocks=1 if g.blocks is None else len(g.blocks), floor=s.floor)
+        for g in channels.groups
+        if (s.cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in s.exclude)
+    }
+
+
+def _prices(job: Job) -> Prices:
+    held = job.kept("prices")
+    if held is not None:
+        return Prices.from_json(held)
+    prices = measure_prices(
+        job.model,
+        job.example,
+        target=job.profile.name,
+        settings=PriceSettings(batch=job.settings.batch, threads=job.threads, samples=job.settings.samples),
+        ledger=job.ledger,
+        fresh=job.settings.fresh,
+        progress=job.progress,
+    )
+    job.keep("prices", prices.to_json())
+    return prices
+
+
+def _damage(job: Job, evidence: Evidence, widths: Mapping[str, list[int]]) -> dict[str, Damage]:
+    """The error table; every group's row is kept as soon as it is there."""
+    rows: dict[str, Any] = job.kept("damage") or {}
+    known = {name: Damage({int(w): e for w, e in r["errors"].items()}, tuple(r["scores"])) for name, r in rows.items()}
+
+    def keep(name: str, row: Damage) -> None:
+        rows[name] = asdict(row)
+        job.keep("damage", rows)
+
+    work = macs(evidence.graph)
+    return narrowing(evidence, widths, work=work, known=known, on_group=keep, progress=job.progress)
+
+
+def _integers(job: Job) -> tuple[dict[str, float], float]:
+    """What each layer's integers cost at the output, and the bytes of the file that are no layer's."""
+    held = job.kept("integers")
+    if held is None:
+        module = quantize(job.model, job.example, job.calibration, target=job.profile.name)
+        noise = sensitivity(module, _few(job), progress=job.progress)
+        whole = export(module, job.example, job.stages / "whole.onnx", target=job.profile.name)
+        sizes = [(w.shape, w.shape[w.writes]) for w in weighted(capture(job.model, job.example))]
+        layers = sum(torch.Size(shape).numel() * BYTES["int8"] + made * BESIDE["int8"] for shape, made in sizes)
+        beside = max(0.0, float(whole.path.stat().st_size - layers))
+        held = {"noise": {name: in_power(db) for name, db in noise.items()}, "beside": beside}
+        job.keep("integers", held)
+    return {str(k): float(v) for k, v in held["noise"].items()}, float(held["beside"])
+
+
+def _few(job: Job) -> list[tuple[torch.Tensor, ...]]:
+    first = as_tuple(job.calibration[0])
+    return [tuple(x[:LISTENED] for x in first)]

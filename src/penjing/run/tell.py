@@ -1,0 +1,184 @@
+"""Everything that is said of what came out, measured on its file; then the results, whole, ``result.json`` last."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx, nn
+
+import penjing.result as told
+from penjing.export import RUNTIMES, Artifact, agreement, left_in_float, torch_outputs
+from penjing.files import whole_file, write_json, write_tensors
+from penjing.graph import capture
+from penjing.measure import Judgement, Paired, compare, generalization, layers, machine, macs, parameters, peak_memory
+from penjing.report import write_report
+from penjing.run.baseline import Baseline
+from penjing.run.candidates import Maker, Net
+from penjing.run.job import Job, repeated
+from penjing.run.pictures import forgotten
+from penjing.search import Candidate, Mix
+from penjing.task import Score, as_tuple
+
+WORSE = 1.02  # times the original's time that is not called slower: clocks are no better
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What may be handed over.
+
+    Attributes:
+        module: What the file was written from.
+        precision: What the file is loaded in.
+        found: The paired comparison on the confirm split; ``judgement`` what it says of the budget.
+        latency: ms.
+    """
+
+    candidate: Candidate
+    net: Net
+    module: nn.Module
+    artifact: Artifact
+    precision: str | None
+    found: Paired
+    judgement: Judgement
+    before: Score
+    after: Score
+    latency: float
+    mix: Mix | None
+
+    def is_worth(self, baseline: Baseline) -> bool:
+        """Whether it does not fail and is no slower than the original."""
+        return self.judgement.status != "does not hold" and self.latency <= WORSE * baseline.default.cost.latency
+
+
+def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> None:
+    """Measure, and write the results."""
+    data = _measured(job, baseline, shipped) | {
+        "control": _control(job, maker, shipped),
+        "generalization": _generalization(job, baseline, shipped),
+        "candidates": _candidates(job, baseline, tried),
+        "original_candidate": {"score": baseline.score, "latency": baseline.cost.latency},
+        "plan": {"predicted": shipped.candidate.predicted, "measured": shipped.candidate.cost.latency}
+        if shipped.candidate.predicted
+        else None,
+        "chosen": shipped.candidate.key,
+        "training": job.log.rows("training"),
+        "stages": job.log.rows("stages"),
+        "penjing": told.package_version(),
+        "created": told.now(),
+        "name": type(job.model).__name__,
+        "target": job.profile.name,
+        "budget": told.budget_entry(job.budget),
+        "machine": machine() | {"threads": job.threads},
+        "settings": asdict(job.settings),
+    }
+    data["verdict"] = told.verdict(data, shipped.judgement)
+    with whole_file(job.out / told.ARTIFACT) as part:
+        shutil.copyfile(shipped.artifact.path, part)
+    shipped.net.plan.save(job.out / told.PLAN)
+    write_tensors(job.out / told.WEIGHTS, shipped.net.module.state_dict())
+    write_report(data, job.out / told.REPORT)
+    write_json(job.out / told.RESULT, data)
+
+
+def _measured(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str, Any]:
+    artifact, original = shipped.artifact, baseline.artifact
+    with job.stage("time"):
+        rows = told.latency_rows(_timings(job, original, shipped))
+    with job.stage("compare with torch"):
+        inputs = [as_tuple(x) for x, _ in job.task.confirm]
+        expected = torch_outputs(shipped.module, inputs)
+        agree = {n: asdict(agreement(artifact.on(n).load(job.threads), inputs, expected)) for n in RUNTIMES}
+        kernels = {name: artifact.on(name).kernels() for name in RUNTIMES}
+    old, new = capture(job.model, job.example), capture(shipped.net.module, job.example)
+    profiles = [
+        a.profile(*job.timer.inputs, threads=job.threads, precision=p, seconds=2 * job.settings.seconds)
+        for a, p in ((original, "f32"), (artifact, shipped.precision))
+    ]
+    precisions = {k.layer.partition("/")[0]: k.precision for k in kernels[job.profile.runtime] if k.weighted}
+    rows_of_layers = told.layer_rows(layers(old), layers(new), precisions, [p.layers for p in profiles])
+    size = job.settings.batch
+    small = shipped.module if isinstance(shipped.module, fx.GraphModule) else new
+    return {
+        "accuracy": told.accuracy(job.task.metric, shipped.before, shipped.after, shipped.found),
+        "size": {
+            "parameters": [parameters(job.model), parameters(shipped.net.module)],
+            "macs": [macs(old), macs(new)],
+            "bytes": [original.path.stat().st_size, artifact.path.stat().st_size],
+            "memory": [peak_memory(old, size), peak_memory(small, size)],
+        },
+        "latency": rows,
+        "speedup": told.speedup(rows, size),
+        "layers": rows_of_layers,
+        "other_time": [sum(p.rest.values()) for p in profiles],
+        "slower": told.slower_rows(rows_of_layers, job.profile.lanes),
+        "agreement": agree,
+        "kernels": {name: told.kernel_rows(k) for name, k in kernels.items()},
+        "left_in_float": {name: [k.layer for k in left_in_float(ks)] for name, ks in kernels.items()},
+        "load": told.how_to_load(artifact),
+        "files": told.file_entry(artifact),
+    }
+
+
+def _timings(job: Job, original: Artifact, shipped: Shipped) -> dict[tuple[str, int], dict[str, Any]]:
+    table: dict[tuple[str, int], dict[str, Any]] = {}
+    files = ((told.FP32, original, "f32"), (told.DEFAULT, original, None), (told.SMALL, shipped.artifact, shipped.precision))
+    for batch in sorted({job.settings.batch, *job.settings.report_batches}):
+        keys = {f"{runtime} {net}": (runtime, net) for runtime in RUNTIMES for net, _, _ in files}
+        runs = {f"{r} {net}": a.on(r).load(job.threads, p) for r in RUNTIMES for net, a, p in files}
+        inputs = repeated(job.example, batch)
+        for key, m in compare(runs, *inputs, seconds=job.settings.seconds, progress=job.progress).items():
+            runtime, net = keys[key]
+            table.setdefault((runtime, batch), {})[net] = m
+    return table
+
+
+def _control(job: Job, maker: Maker, shipped: Shipped) -> dict[str, Any] | None:
+    """The original after as much training, with labels: on real networks that alone can gain more than compression loses."""
+    steps = shipped.candidate.steps
+    if not (steps and job.settings.control and job.settings.labels):
+        return None
+    with job.stage("train the original on, for comparison") as said:
+        net = maker.trainer.control(shipped.candidate)
+        score = job.task.metric(net, job.task.confirm).value
+        said["gave"] = f"{score:.4g} on the confirm split"
+    drop = shipped.before.value - score
+    name = f"the original, trained on for the same {steps:,} steps"
+    return {"name": name, "score": score, "drop": drop, "versus": shipped.after.value - score}
+
+
+def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str, Any] | None:
+    if not job.settings.generalization:
+        return None
+    with job.stage("see whether it generalizes") as said:
+        found = generalization(
+            baseline.artifact.load(job.threads, "f32"),
+            shipped.artifact.load(job.threads, shipped.precision),
+            job.task.confirm,
+            job.task.metric,
+            allowed=job.budget.max_drop or 0.0,
+            samples=job.settings.generalization,
+            seed=job.settings.seed,
+            progress=job.progress,
+        ).to_json()
+        said["gave"] = f"{len(found['warnings'])} warnings"
+    return forgotten(found, job.task)
+
+
+def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate]) -> list[dict[str, Any]]:
+    default = baseline.default
+    first = {
+        "name": "original, fp32",
+        "kind": "original",
+        "score": baseline.score,
+        "drop": 0.0,
+        "status": "original",
+        "note": "",
+    }
+    first |= {"predicted": None, "minutes": None, **asdict(baseline.cost)}
+    shown = list(tried) if any(c.key == default.key for c in tried) else [default, *tried]
+    seconds: dict[str, float] = {}
+    for row in job.log.rows("training"):
+        seconds[row["run"]] = seconds.get(row["run"], 0.0) + row["seconds"]
+    minutes = {c.key: seconds[c.name] / 60 for c in shown if c.name in seconds}
+    return told.candidate_rows(first, shown, baseline.score, minutes)

@@ -1,0 +1,142 @@
+"""From a network, its tables and a budget to a knapsack, and from the knapsack's answer to widths and precisions."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penjing.graph import Channels, Graph
+from penjing.graph.layers import Weighted, weighted
+from penjing.measure import layers
+from penjing.search.damage import Damage
+from penjing.search.knapsack import Allocation, Problem, Side, Site, priced, solve
+from penjing.search.price_fit import Coefficients
+from penjing.search.prices import Prices
+
+BYTES = {"int8": 1, "float": 4}  # of a weight, and of a value between layers
+BESIDE = {"int8": 9, "float": 4}  # bytes of an output channel beside its weights: bias, scale and zero point
+FLOATS = 12  # layers that may be returned to float, at most: those whose integers cost most
+NOISY = 1e-3  # and more than this share of the output's power; less is nothing beside what cutting costs
+MEMORY = "memory at "  # what a layer reads and writes while it runs: a resource for each layer
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All that is known of a network before it is cut.
+
+    Attributes:
+        damage: By group, what its widths cost in accuracy; groups without a row stay whole.
+        noise: By the layer's node, what its integers cost; layers without an entry run in integers at no cost.
+        prices: What layers cost in time.
+        beside: Bytes of the file that are no layer's.
+    """
+
+    graph: Graph
+    channels: Channels
+    damage: Mapping[str, Damage]
+    noise: Mapping[str, float]
+    prices: Prices
+    beside: float
+
+
+def allocate(tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int] | None = None) -> Allocation:
+    """The widths and precisions that lose least within the ceilings.
+
+    Args:
+        ceilings: Of ``latency`` (ms), ``bytes``, ``macs`` and ``memory`` (bytes of activations); what is not named is free.
+        most: The widths that groups have now, where the network was cut before.
+
+    Raises:
+        BudgetError: See ``solve``.
+    """
+    return solve(problem(tables, ceilings, most=most or {}))
+
+
+def problem(tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int]) -> Problem:
+    """The knapsack."""
+    widths = {
+        name: {w: e for w, e in row.errors.items() if w <= most.get(name, w)} or {most[name]: 0.0}
+        for name, row in tables.damage.items()
+    }
+    sites = _sites(tables, widths, with_memory="memory" in ceilings)
+    limits = {r: v for r, v in ceilings.items() if r != "memory"}
+    if "memory" in ceilings:
+        limits |= {r: ceilings["memory"] for s in sites for c in s.costs.values() for r in c if r.startswith(MEMORY)}
+    constants = {"latency": tables.prices.constant["int8"], "bytes": tables.beside}
+    return Problem(widths, sites, constants, limits, {"latency": tables.prices.padded})
+
+
+def _sites(tables: Tables, widths: Mapping[str, Mapping[int, float]], *, with_memory: bool) -> list[Site]:
+    work = {layer.weight: layer.macs for layer in layers(tables.graph)}
+    sensitive = sorted(tables.noise, key=lambda w: -tables.noise[w])[:FLOATS]
+    found = []
+    for layer in weighted(tables.graph):
+        at = {dim: _side(tables.channels, layer, dim, widths) for dim in (layer.reads, layer.writes)}
+        name = layer.node.name
+        loss = tables.noise.get(name, 0.0)
+        errors = {"int8": loss} | ({"float": 0.0} if name in sensitive and loss > NOISY else {})
+        costs = {p: _costs(tables, layer, p, work[layer.weight], with_memory=with_memory) for p in errors}
+        found.append(Site(name, at[layer.reads], at[layer.writes], errors, costs))
+    return found
+
+
+def _side(channels: Channels, layer: Weighted, dim: int, widths: Mapping[str, Mapping[int, float]]) -> Side:
+    """The channels along one dimension of a layer's weight: by group, and those that stay."""
+    held = {
+        g.name: a.index.shape[1]
+        for g in channels.groups
+        for a in g.axes
+        if g.name in widths and (a.name, a.dim) == (layer.weight, dim)
+    }
+    sizes = {g.name: g.channels for g in channels.groups}
+    return Side(layer.shape[dim] - sum(n * sizes[g] for g, n in held.items()), held)
+
+
+def _costs(tables: Tables, layer: Weighted, precision: str, macs: int, *, with_memory: bool) -> dict[str, Coefficients]:
+    """The layer's costs, in numbers of indices along both dimensions of its weight."""
+    taps = math.prod(layer.shape[2:])
+    size = BYTES[precision]
+    time = tables.prices.coefficients[precision].get(layer.weight, Coefficients())
+    costs = {
+        "latency": _by_index(time, layer),
+        "bytes": Coefficients(outputs=BESIDE[precision], product=size * taps),
+        "macs": Coefficients(product=macs / math.prod(layer.shape[:2])),
+    }
+    if with_memory:
+        given, made = (_positions(v, layer) for v in (layer.node.args[0], layer.node))
+        costs[MEMORY + layer.node.name] = _by_index(Coefficients(inputs=size * given, outputs=size * made), layer)
+    return costs
+
+
+def _by_index(c: Coefficients, layer: Weighted) -> Coefficients:
+    """Costs by channel as costs by index of the weight: in a grouped layer one index stands for a channel of every group."""
+    if layer.groups == 1:
+        return c
+    if layer.shape[layer.reads] == 1:  # depthwise: what it reads is what it writes
+        return Coefficients(c.base, 0.0, c.outputs + c.inputs, 0.0)
+    reads, writes = (1, layer.groups) if layer.kind == "transposed conv" else (layer.groups, 1)
+    return Coefficients(c.base, c.inputs * reads, c.outputs * writes, c.product * reads * writes)
+
+
+def _positions(node: object, layer: Weighted) -> int:
+    """How many positions a value has, of one sample."""
+    shape = node.meta["val"].shape  # type: ignore[attr-defined]
+    return math.prod(int(n) for n in shape[1:]) // max(1, int(shape[layer.place]))
+
+
+def extremes(tables: Tables) -> tuple[Allocation, Allocation]:
+    """The whole network, and the narrowest, both in integers."""
+    whole = problem(tables, {}, most={})
+    integers = {s.name: "int8" for s in whole.sites}
+    widths = [{name: pick(row) for name, row in whole.widths.items()} for pick in (max, min)]
+    wide, narrow = (priced(whole, w, integers) for w in widths)
+    return wide, narrow
+
+
+def scaled(ceilings: Mapping[str, float], measured: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
+    """The ceilings as the tables must see them for what they predict to come out right, by what was measured."""
+    return {r: v * predicted[r] / measured[r] if measured.get(r) and predicted.get(r) else v for r, v in ceilings.items()}
+
+
+def uniform(tables: Tables, share: float) -> dict[str, int]:
+    """The widths nearest to the same share of every group: what an allocation is compared with."""
+    return {name: min(row.errors, key=lambda w: abs(w - share * max(row.errors))) for name, row in tables.damage.items()}

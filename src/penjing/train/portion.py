@@ -1,0 +1,65 @@
+"""Training by steps and by minutes: how many batches make an epoch, and how long one takes here."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from penjing.distill import TeacherLoss
+from penjing.progress import Advance
+from penjing.task import Batches, Task
+from penjing.train.fit import fit, length
+from penjing.train.settings import Training
+
+REHEARSED = 6  # batches to time a step by; the first two are warming up
+
+
+class Portion:
+    """The first ``batches`` of every walk over a loader; all else is the loader's own."""
+
+    def __init__(self, train: Batches, batches: int) -> None:
+        self.train, self.batches = train, batches
+        self.fixed = isinstance(train, list | tuple) or bool(getattr(train, "fixed", False))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.train), self.batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["train"], name)
+
+
+def portioned(train: Batches, steps: int) -> tuple[Batches, int]:
+    """A loader and a number of epochs that together make about ``steps`` steps, at least one.
+
+    Whole epochs where it comes out so; else each is cut short alike, so that the data is walked as evenly as can be.
+    """
+    whole = length(train)
+    epochs = max(1, -(-steps // whole))
+    batches = max(1, round(steps / epochs))
+    return (train if batches >= whole else Portion(train, batches)), epochs
+
+
+def seconds_a_step(
+    model: nn.Module, task: Task, *, teacher: nn.Module | None, loss: TeacherLoss | None, settings: Training
+) -> float:
+    """How long one step of ``fit`` takes on this machine: the median of a few."""
+    stamps: list[float] = []
+
+    @contextmanager
+    def stamped(label: str, total: int) -> Iterator[Advance]:  # noqa: ARG001 - the signature is the protocol's
+        yield lambda _note: stamps.append(time.perf_counter())
+
+    train = Portion(task.train, min(REHEARSED, length(task.train)))
+    plain = replace(settings, watch=False, patience=0, keep="last")
+    began = time.perf_counter()
+    fit(model, replace(task, train=train), epochs=1, teacher=teacher, loss=loss, settings=plain, progress=stamped)
+    steps = [b - a for a, b in zip([began, *stamps], stamps, strict=False)]
+    return statistics.median(steps[2:] or steps)

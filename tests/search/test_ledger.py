@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from penjing.search.ledger import FOLDER, Ledger
+
+HERE = {"cpu": "a", "threads": 1}
+
+
+def test_a_new_ledger_is_empty_and_makes_no_folder(tmp_path: Path) -> None:
+    assert Ledger(tmp_path / "new").read(HERE) == {}
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_first_number_stays(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.write(HERE, {"x": 1.5}) == {"x": 1.5}
+    assert ledger.write(HERE, {"x": 2.5, "y": 3.5}) == {"x": 1.5, "y": 3.5}
+    assert Ledger(tmp_path).read(HERE) == {"x": 1.5, "y": 3.5}
+
+
+def test_fresh_numbers_replace_those_of_their_name_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(HERE, {"x": 1.5, "y": 3.5})
+    assert ledger.write(HERE, {"x": 2.5}, fresh=True) == {"x": 2.5, "y": 3.5}
+    assert ledger.read(HERE) == {"x": 2.5, "y": 3.5}
+
+
+def test_other_conditions_are_another_shelf(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(HERE, {"x": 1.5})
+    assert ledger.read(HERE | {"threads": 2}) == {}
+    assert ledger.read(dict(reversed(HERE.items()))) == {"x": 1.5}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}'])
+def test_a_damaged_file_counts_as_empty_and_is_replaced(tmp_path: Path, text: str) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(HERE, {"x": 1.5})
+    (path,) = tmp_path.iterdir()
+    path.write_text(text)
+    assert ledger.read(HERE) == {}
+    assert ledger.write(HERE, {"x": 2.5}) == {"x": 2.5}
+
+
+def test_it_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "there"))
+    Ledger().write(HERE, {"x": 1.5})
+    assert Ledger(tmp_path / "there").read(HERE) == {"x": 1.5}
