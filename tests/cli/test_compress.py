@@ -72,7 +72,8 @@ def test_a_recipe_says_what_to_do(mine: Path, asked: Asked, capsys: pytest.Captu
 
 
 WORDS = """--weights other.safetensors --target openvino --out there --max-drop none --latency 0.5x --memory 2MB --minutes 2
-    --epochs 1 --labels 0 --lr 0.5 --batch 8 --keep-sums --exclude a.* --exclude b.* --threads 1 --fresh --set settings.attempts=2"""
+    --epochs 1 --labels 0 --lr 0.5 --batch 8 --keep-sums --exclude a.* --exclude b.* --threads 1 --fresh
+    --set settings.attempts=2"""
 
 
 def test_options_go_before_the_recipe(mine: Path, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:

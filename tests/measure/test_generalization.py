@@ -180,7 +180,7 @@ def test_whole_batches_are_kept_while_samples_last() -> None:
 
 def test_a_regression_has_the_corruption_table_alone() -> None:
     generator = torch.Generator().manual_seed(0)
-    data = [((x, torch.ones(len(x), 1, 6, 6)), x) for x in torch.rand(40, 1, 6, 6, generator=generator).split(20)]
+    data = [((x, torch.ones(len(x), 1, 24, 24)), x) for x in torch.rand(40, 1, 24, 24, generator=generator).split(20)]
     found = generalization(lambda x, y: x * y, lambda x, y: x * y + 0.1, data, negative_error, allowed=0.1, severities=(1, 5))
     assert len(found.corruptions) == 2 * len(CORRUPTIONS)
     assert all(x.before < 0 for x in found.corruptions)

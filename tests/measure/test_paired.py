@@ -64,7 +64,7 @@ def test_tango_of_no_change_and_of_every_change() -> None:
     assert tango(0, 50, 50, 0.05) == (-high, -low)
 
 
-@pytest.mark.parametrize(("p_worse", "p_better", "n"), [(0.1, 0.05, 60), (0.05, 0.05, 120), (0.2, 0.1, 50)])
+@pytest.mark.parametrize(("p_worse", "p_better", "n"), [(0.1, 0.05, 100), (0.05, 0.05, 120), (0.2, 0.1, 50)])
 def test_tango_covers_as_often_as_it_says(p_worse: float, p_better: float, n: int) -> None:
     drop, missed_low, missed_high = p_worse - p_better, 0.0, 0.0
     shares = (p_worse, p_better, 1 - p_worse - p_better)
@@ -127,6 +127,14 @@ def test_equal_differences_need_no_resampling(shift: float) -> None:
     found = paired(score(values), score(values - shift))
     assert found.low == found.drop == found.high == shift
     assert (found.p == 1) == (shift == 0)
+
+
+def test_differences_that_are_equal_but_for_rounding_are_equal() -> None:
+    was = np.linspace(0.1, 0.7, 40)
+    lost = was - (was - 1 / 7)
+    assert np.ptp(lost) > 0
+    found = paired(score(was), score(was - 1 / 7))
+    assert (found.low, found.high) == pytest.approx((1 / 7, 1 / 7))
 
 
 def test_one_value_cannot_tell() -> None:

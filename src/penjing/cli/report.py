@@ -8,7 +8,7 @@ from rich.table import Table
 
 from penjing.cli.app import Json, app, console, print_json
 from penjing.report import write_report
-from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, load_result, points
+from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, amount, load_result
 
 Row = tuple[str, ...]  # what, in fp32, in the runtime's default, compressed, against fp32
 COLORS = {"holds": "green", "does not hold": "red", "cannot be told": "yellow"}
@@ -50,15 +50,11 @@ def tell(result: Result, as_json: bool) -> None:
 def _scores(d: Any) -> list[Row]:
     """The metric, and beside it that of the original trained on for as long."""
     a, control = d["accuracy"], d["control"]
-    rows: list[Row] = [(a["metric"], f"{a['before']:.4f}", "", f"{a['after']:.4f}", _change(a["after"] - a["before"], a))]
+    rows: list[Row] = [(a["metric"], f"{a['before']:.4f}", "", f"{a['after']:.4f}", amount(a["after"] - a["before"], a))]
     if control:
-        change = _change(a["after"] - control["score"], a)
+        change = amount(a["after"] - control["score"], a)
         rows.append((control["name"], f"{control['score']:.4f}", "", f"{a['after']:.4f}", change))
     return rows
-
-
-def _change(value: float, accuracy: Any) -> str:
-    return f"{points(value)} points" if accuracy["percent"] else f"{value:.3g} {accuracy['unit']}".rstrip()
 
 
 def _sizes(d: Any) -> list[Row]:

@@ -250,7 +250,6 @@ def _corruption_notes(
     if not scores:
         return []
     costs = [_cost(clean[i], [pair[i] for pair in scores]) for i in (0, 1)]
-    # What corruption costs is better when lower, and a score when higher.
     extra = paired(costs[0], costs[1], confidence=1 - ERROR, seed=seed)
     if extra.drop <= CORRUPTED_TIMES * allowed or extra.low <= 0:
         return []
@@ -262,7 +261,7 @@ def _corruption_notes(
 
 
 def _cost(clean: Score, corrupted: Sequence[Score]) -> Score:
-    """How a network's score changes from clean to corrupted samples, on average over the corruptions."""
+    """What a network gains (mostly less than nothing) from clean to corrupted samples, on average over the corruptions."""
     return Score(
         sum(s.value for s in corrupted) / len(corrupted) - clean.value,
         clean.samples,

@@ -19,6 +19,7 @@ HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 MOST, LEAST, DRAWS = 9_999, 999, 20_000_000  # resamples; and how many values all of them together may draw, between the two
 BCA = 10_000  # samples up to which the skew is corrected; that costs their square, and the mean of more is hardly skewed
 BLOCK = 2_000_000  # values drawn at once
+EQUAL = 1e-9  # differences that are equal but for rounding: their spread, as a share of the largest
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,14 @@ def _bootstrap(lost: np.ndarray, tail: float, seed: int) -> tuple[float, float]:
     from scipy.stats import DegenerateDataWarning, bootstrap
 
     n = len(lost)
-    if np.ptp(lost) == 0:
-        return (float(lost[0]), float(lost[0])) if n > 1 else (-math.inf, math.inf)
+    if n == 1:
+        return -math.inf, math.inf
+    if np.ptp(lost) <= EQUAL * np.abs(lost).max():
+        return float(lost.mean()), float(lost.mean())
     for method in ("BCa", "percentile") if n <= BCA else ("percentile",):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateDataWarning)  # it gives NaN, upon which the next method is taken
+            for kind in (DegenerateDataWarning, RuntimeWarning):  # they come with NaN, upon which the next method is taken
+                warnings.simplefilter("ignore", kind)
             found: Any = bootstrap(
                 (lost,), np.mean, n_resamples=_resamples(n), batch=max(1, BLOCK // n), vectorized=True, method=method,
                 confidence_level=1 - 2 * tail, random_state=np.random.default_rng(seed),
