@@ -2,8 +2,8 @@
 
 Every net (the zoo's, and timm's with random weights) is priced from a few of its networks of other widths; then networks with
 widths that the prices have not seen are timed in turns and compared with what was predicted. The whole net takes its turns
-again, and times are divided by how much slower it has become since the prices were taken ("drift"). It writes benchmarks/prices.json
-and benchmarks/prices.md after each net and goes on where it was stopped; ``--again`` measures all anew.
+again, and times are divided by how much slower it has become since the prices were taken ("drift"). It writes
+benchmarks/prices.json and benchmarks/prices.md after each net and goes on where it was stopped; ``--again`` measures all anew.
 
 ``--peers`` is a virtual environment with timm, onnxruntime and openvino, in which each net is measured in a process of its own.
 """

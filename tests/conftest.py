@@ -1,4 +1,4 @@
-"""Every test runs on one thread, from one seed, and must leave torch as it found it."""
+"""Every test runs on one thread, from one seed, with an empty ledger, and must leave torch as it found it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +18,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests measure is nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENJING_CACHE", str(tmp_path_factory.mktemp("ledger")))
+        yield
 
 
 @pytest.fixture(autouse=True)

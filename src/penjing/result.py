@@ -269,7 +269,7 @@ def _why(row: Mapping[str, Any], lanes: int) -> str:
     return "it is small: what a call of its kernel costs is most of its time"
 
 
-def file_entry(artifact: Artifact) -> dict[str, Any]:
+def file_entry(artifact: Artifact, precision: str | None) -> dict[str, Any]:
     """Names of the files beside ``result.json``, and what is needed to load the network."""
     return {
         "artifact": ARTIFACT,
@@ -279,16 +279,18 @@ def file_entry(artifact: Artifact) -> dict[str, Any]:
         "digest": artifact.digest,
         "inputs": [list(s) for s in artifact.inputs],
         "dynamic": artifact.dynamic,
+        "precision": precision,
     }
 
 
-def how_to_load(artifact: Artifact) -> str:
+def how_to_load(artifact: Artifact, precision: str | None) -> str:
     """Ten lines of Python that run the file."""
     shape = artifact.inputs[0]
     if artifact.runtime == "openvino":
+        hints = '{"PERFORMANCE_HINT": "LATENCY"' + (f', "INFERENCE_PRECISION_HINT": "{precision}"' if precision else "") + "}"
         return (
             "import numpy as np\nimport openvino\n\n"
-            f'net = openvino.Core().compile_model("{ARTIFACT}", "CPU", {{"PERFORMANCE_HINT": "LATENCY"}})\n'
+            f'net = openvino.Core().compile_model("{ARTIFACT}", "CPU", {hints})\n'
             f"images = np.zeros({shape}, np.float32)  # prepared as in training\n"
             "outputs = net([images])[0]\n"
             "print(outputs.argmax(1))\n"

@@ -4,7 +4,6 @@ import pytest
 
 from penjing.report.numbers import Metric, amount, duration, milliseconds, percent, points, times
 
-
 TOP1, PSNR, LOSS = Metric("top1"), Metric("PSNR", False, "dB"), Metric("negative loss", False)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from penjing.report.figure import Figure
 from penjing.report.numbers import metric_of
-from penjing.report.tradeoff import tradeoff
+from penjing.report.tradeoff import STATUSES, tradeoff
 
 Result = dict[str, Any]
 
@@ -114,3 +114,10 @@ def test_without_a_measured_candidate_there_is_no_chart(result: Result) -> None:
     for c in result["candidates"]:
         c["latency"] = c["predicted"] = None
     assert tradeoff(result, metric_of(result)) is None
+
+
+@pytest.mark.parametrize("kind", ["trained", "untrained"])
+@pytest.mark.parametrize("status", STATUSES)
+def test_every_status_has_a_mark_and_a_sign(result: Result, status: str, kind: str) -> None:
+    result["candidates"][2] |= {"name": "this one", "status": status, "kind": kind}
+    assert any(told.startswith(f"<b>this one: {status}</b>") for _, _, told in points(result))

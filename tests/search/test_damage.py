@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
 def evidence(model: nn.Module, samples: int = 96) -> Evidence:
     torch.manual_seed(1)
-    return Evidence.of(capture(model, (torch.randn(1, 3, 8, 8),)), [x for x in torch.randn(samples, 3, 8, 8).split(32)])
+    return Evidence.of(capture(model, (torch.randn(1, 3, 8, 8),)), list(torch.randn(samples, 3, 8, 8).split(32)))
 
 
 def table(found: Evidence, **changed: object) -> dict[str, Damage]:
@@ -43,7 +43,9 @@ def test_the_error_is_that_of_the_network_cut_and_its_readers_fitted() -> None:
     found = evidence(model)
     row = table(found)["0.weight"]
     fitted, judged = torch.cat(found.data).split([72, 24])  # type: ignore[arg-type]
-    scores = {g.name: torch.tensor(row.scores) if g.name == "0.weight" else torch.ones(g.channels) for g in found.channels.groups}
+    scores = {
+        g.name: torch.tensor(row.scores) if g.name == "0.weight" else torch.ones(g.channels) for g in found.channels.groups
+    }
     plan = plan_widths(found.channels, scores, {"0.weight": 4})
     small = copy.deepcopy(prune_channels(model, plan, torch.randn(1, 3, 8, 8)))
     reader = small[3]

@@ -15,7 +15,7 @@ from penjing.prune.decide import allowed_widths
 from penjing.quant import target_named
 from penjing.score import Evidence, l2_norm
 from penjing.search.ledger import Ledger
-from penjing.search.price_fit import Coefficients, fit_geometry, rows_of
+from penjing.search.price_fit import Coefficients, fit_geometry, fit_whole, layer_price, rows_of
 from penjing.search.price_samples import Sample, Sampler, Site, cut_layers, draw_widths, site, structure
 from penjing.search.prices import FEW, Prices, PriceSettings, Pricing, fit_prices, measure_prices
 from penjing.zoo import ZOO, resnet20
@@ -25,7 +25,7 @@ TRUE = {  # by precision and kind of layer: base, inputs, outputs, product
     "int8": {"wide": (0.02, 3e-4, 2e-4, 4e-6), "depthwise": (0.01, 0.0, 5e-4, 0.0), "head": (0.005, 1e-4, 0.0, 0.0)},
     "float": {"wide": (0.05, 6e-4, 4e-4, 9e-6), "depthwise": (0.02, 0.0, 1e-3, 0.0), "head": (0.01, 2e-4, 0.0, 0.0)},
 }
-CALL, SCALE, VALUES = {"int8": 0.1, "float": 0.4}, 1.2, 1e-6
+CALL, VALUES = {"int8": 0.1, "float": 0.4}, 1e-6
 
 
 def up(n: int) -> int:
@@ -46,7 +46,7 @@ def taken(s: Site, precision: str) -> float:
 
 def called(sites: Sequence[Site], precision: str) -> float:
     """What a whole call takes."""
-    return CALL[precision] + sum(SCALE * taken(s, precision) + VALUES * s.positions * up(s.widths[1]) for s in sites)
+    return CALL[precision] + sum(taken(s, precision) + VALUES * s.positions * up(s.widths[1]) for s in sites)
 
 
 def run(sites: Sequence[Site], precision: str) -> Sample:
@@ -109,6 +109,27 @@ def test_the_price_of_a_geometry_is_recovered() -> None:
         found = fit_geometry(geometry, by_geometry[geometry], up)
         expected = TRUE["int8"][kind(geometry)]
         assert (found.base, found.inputs, found.outputs, found.product) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_times_of_layers_count_where_values_would_do_as_well() -> None:
+    """All layers grow together, so calls alone cannot tell the layers' own time from what goes with their values."""
+    geometry = "conv 1x1 1 groups at 64"
+    samples = []
+    for width in (16, 32, 48, 64):
+        one = Site("one.weight", geometry, (16, width), 64)
+        samples.append(Sample("int8", 0.1 + 0.001 * width, (one,), (0.001 * width,)))
+    whole = fit_whole(samples, {geometry: Coefficients(outputs=0.001)}, up)
+    assert (whole.constant, whole.scale, whole.values) == pytest.approx((0.1, 1.0, 0.0), abs=1e-9)
+
+
+def test_profiles_that_take_longer_than_calls_shorten_the_bases() -> None:
+    geometry = "conv 1x1 1 groups at 64"
+    sites = [[Site(f"{n}.weight", geometry, (16, w), 64) for n in "abc"] for w in (16, 32, 48, 64)]
+    samples = [Sample("int8", 0.06 + 3 * 0.001 * s[0].widths[1], tuple(s), (0.0,) * 3) for s in sites]
+    whole = fit_whole(samples, {geometry: Coefficients(base=0.05, outputs=0.001)}, up)
+    assert (whole.constant, whole.scale) == pytest.approx((0.0, 1.0), abs=1e-9)
+    price = layer_price(sites[0][0], Coefficients(base=0.05, outputs=0.001), whole)
+    assert (price.base, price.outputs) == pytest.approx((0.02, 0.001))
 
 
 def test_layers_that_the_runtime_tells_nothing_of_do_not_count() -> None:
@@ -275,6 +296,14 @@ def test_layers_of_a_cut_network_are_foretold(net: str) -> None:
     assert found != layers(graph)
 
 
+def test_the_first_layer_is_priced_by_itself() -> None:
+    model, x = resnet20(width=16).eval(), torch.randn(1, 1, 28, 28)
+    first, second = (site(layer) for layer in layers(capture(model, x))[:2])
+    assert first.geometry != second.geometry and first.positions == second.positions
+    wider = resnet20(width=16, channels=8).eval()
+    assert site(layers(capture(wider, torch.randn(1, 8, 28, 28)))[0]).geometry == second.geometry
+
+
 def test_transposed_and_depthwise_layers_of_a_cut_network_are_foretold() -> None:
     def net(hidden: int) -> tuple[nn.Module, Tensor]:
         up, each = nn.ConvTranspose2d(8, hidden, 2, 2), nn.Conv2d(hidden, hidden, 3, groups=hidden)
@@ -297,6 +326,16 @@ def test_widths_are_drawn_so_that_every_group_is_seen_narrow_and_wide() -> None:
         assert set(seen) <= set(options) and seen[0] == options[0] and seen[1] == options[-1]
         assert min(seen[2:]) < g.channels / 2 < max(seen[2:])
         assert len(set(seen)) >= min(3, len(options))
+
+
+def test_widths_of_groups_with_blocks_leave_them_equal() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 48, 1), nn.ReLU(), nn.Conv2d(48, 96, 3, groups=3), nn.ReLU(), nn.Conv2d(96, 4, 1)).eval()
+    channels = find_channels(capture(model, torch.randn(1, 3, 8, 8)))
+    blocks = {g.name: len(g.blocks) for g in channels.groups if g.blocks is not None}
+    assert set(blocks.values()) == {3}
+    drawn = draw_widths(channels, 6, 8)
+    assert all(d[name] % n == 0 for d in drawn for name, n in blocks.items())
+    assert all(len({d[name] for d in drawn}) > 1 for name in blocks)
 
 
 def test_structure_is_what_is_computed_not_with_which_weights() -> None:

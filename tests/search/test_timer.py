@@ -42,7 +42,7 @@ def test_what_was_timed_is_not_timed_again_by_a_later_run(tmp_path: Path, clock:
     again = timer(Ledger(tmp_path))({"y": (artifact("a"), None), "z": (artifact("b"), None)})
     assert first["x"] == again["y"]
     assert again["z"].value == 2.0
-    assert CALLS == [{"a"}, {"b"}]
+    assert [{"a"}, {"b"}] == CALLS
     assert timer(Ledger(tmp_path))({"x": (artifact("a"), "f32")})["x"].value == 99.0  # another precision is another number
     assert timer(Ledger(tmp_path), fresh=True)({"x": (artifact("a"), None)})["x"].value == 99.0
     assert timer(Ledger(tmp_path))({"x": (artifact("a"), None)})["x"].value == 99.0
@@ -59,4 +59,4 @@ def test_a_busy_moment_is_divided_out_by_the_reference(tmp_path: Path, clock: di
 def test_without_a_ledger_it_remembers_itself() -> None:
     watch = timer()
     assert watch({"b": (artifact("b"), None)}) == watch({"b": (artifact("b"), None)})
-    assert CALLS == [{"b"}]
+    assert [{"b"}] == CALLS

@@ -10,7 +10,7 @@ from penjing.cli.app import Exclude, Json, Weights, app, bars, network
 from penjing.cli.report import tell
 from penjing.data import fashion_batches, fashion_sample
 from penjing.measure import top1
-from penjing.recipe import RECIPE, Recipe, dump_recipe, load_task, look_in, option, read_recipe
+from penjing.recipe import Recipe, load_task, look_in, option, read_recipe
 from penjing.run import compress
 from penjing.search import Budget
 from penjing.settings import Settings
@@ -121,9 +121,15 @@ def _run(asked: Recipe, as_json: bool) -> None:
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
     result = compress(
-        net, task, budget=asked.budget, target=asked.target, out=asked.out, settings=asked.settings, progress=bars
+        net,
+        task,
+        budget=asked.budget,
+        target=asked.target,
+        out=asked.out,
+        settings=asked.settings,
+        recipe=asked,
+        progress=bars,
     )
-    dump_recipe(asked, asked.out / RECIPE)
     tell(result, as_json)
 
 

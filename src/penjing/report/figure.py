@@ -16,6 +16,7 @@ PATTERNS = {"/": "\u25a8", "-": "\u25a4"}
 SIGNS = DASHES | PATTERNS | {  # the legend is text beside the chart: Plotly's own would take the chart's room on a phone
     "star": "\u2605", "circle": "\u25cf", "x": "\u2715", "diamond": "\u25c6", "square": "\u25a0", "triangle-down": "\u25bc",
     "star-open": "\u2606", "circle-open": "\u25cb", "x-open": "\u2573", "diamond-open": "\u25c7", "square-open": "\u25a1",
+    "triangle-up": "\u25b2", "triangle-up-open": "\u25b3",
 }  # fmt: skip
 NAME_LENGTH = 24  # longer names would leave a phone no room for bars
 

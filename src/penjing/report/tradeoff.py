@@ -13,6 +13,7 @@ STATUSES = {  # color, symbol, size in px; in the order of the legend
     "holds": ("--accent", "circle", 11),
     "too inaccurate": ("--bad", "x", 11),
     "over the limit": ("--warn", "diamond", 12),
+    "does not hold": ("--bad", "triangle-up", 12),  # on the confirm split, though it did on the search split
     "not tried": ("--muted", "circle", 9),
     "original": ("--original", "square", 13),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from penjing.progress import Progress, silent
+from penjing.recipe import Recipe
 from penjing.result import RESULT, Result, budget_entry, load_result
 from penjing.run.baseline import Baseline, measure_baseline
 from penjing.run.candidates import Maker
@@ -30,6 +31,7 @@ def compress(
     target: str = "onnxruntime",
     out: str | Path,
     settings: Settings | None = None,
+    recipe: Recipe | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Give the fastest network within the budget that keeps the model's accuracy, as a file, with the proof.
@@ -43,12 +45,13 @@ def compress(
         budget: The limits; by default one point of the metric may be lost.
         target: The runtime that the file is placed for and judged in.
         out: A folder for the results: new, empty, or of an earlier run with the same model and settings, which goes on.
+        recipe: What all this was read from, to be kept in the folder.
 
     Raises:
         BudgetError: No widths and precisions meet the limits; names the nearest that do. Nothing was trained.
         PenjingError: The model, the data or the folder cannot be used; nothing is written.
     """
-    job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), progress)
+    job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), progress, recipe)
     if (finished := _finished(job)) is not None:
         return finished
     job.claim()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from penjing.errors import RecipeError
 from penjing.export import Artifact, export
 from penjing.graph import capture
 from penjing.measure import macs, peak_memory
@@ -26,6 +27,19 @@ class Baseline:
     score: float
 
 
+def _check_drop(allowed: float | None, score: float) -> None:
+    """Refuse a drop that was surely meant otherwise.
+
+    Raises:
+        RecipeError: It is more than there is to lose.
+    """
+    if allowed is not None and 0 < score <= allowed:
+        raise RecipeError(
+            f"max_drop is {allowed:g} and the original scores {score:.4g}: all of it may be lost; give the drop in the "
+            "metric's own units, 0.005 for half a point of an accuracy"
+        )
+
+
 def measure_baseline(job: Job) -> Baseline:
     """Write the original as a file, score and time it."""
     artifact = export(job.model, job.example, job.stages / "original.onnx", target=job.profile.name)
@@ -34,6 +48,7 @@ def measure_baseline(job: Job) -> Baseline:
         with job.stage("score and time the original") as told:
             scores = [job.task.metric(artifact.load(job.threads, p), job.task.search).value for p in ("f32", None)]
             held = {"scores": scores}
+            _check_drop(job.budget.max_drop, scores[0])
             job.keep("original", held)
             told["gave"] = f"{scores[0]:.4g} on the search split"
     full = job.timer.refer(artifact, "f32").value

@@ -20,10 +20,9 @@ from penjing.run.baseline import Baseline
 from penjing.run.job import Job
 from penjing.run.training import Trainer
 from penjing.score import Evidence, structured_obs
-from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, scaled, shown
+from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, scaled, shown
 
 STITCHES = 3  # times that a choice is measured and corrected where a limit is given
-SLACK = 0.02  # share by which a measured cost may be above its limit: clocks are no better
 WORTH = 0.5  # share of the drop that integers must cause to be trained in
 
 
@@ -133,8 +132,7 @@ class Maker:
                 break
             seen = asdict(self._cost(self._stitched(found.widths, source), found))
             self.ratio = seen["latency"] / found.costs["latency"]
-            over = {r: v for r, v in self.ceilings.items() if seen[r] > v * (1 + SLACK)}
-            if not over:
+            if not over(Cost(**seen), self.ceilings):
                 break
             limits = scaled(limits, seen, {**found.costs, "memory": limits.get("memory", 0.0)})
         else:
@@ -159,14 +157,14 @@ class Maker:
         path = self.job.stages / "stitched.onnx"
         return self.cost(module, small, export(small, self.job.example, path, target=self.job.profile.name))
 
-    def cost(self, net: nn.Module, small: fx.GraphModule, artifact: Artifact) -> Cost:
+    def cost(self, net: nn.Module, small: nn.Module, artifact: Artifact) -> Cost:
         """What a file costs."""
         graph = capture(net, self.job.example)
         return Cost(
             latency=self.job.timer({"it": (artifact, None)})["it"].value,
             bytes=artifact.path.stat().st_size,
             macs=macs(graph),
-            memory=peak_memory(small, self.job.settings.batch),
+            memory=peak_memory(small if isinstance(small, fx.GraphModule) else graph, self.job.settings.batch),
         )
 
     # What is made.

@@ -13,7 +13,7 @@ from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
 from penjing.run.job import Job
 from penjing.run.tell import Shipped, tell
-from penjing.search import Candidate, Mix, MixSettings, fastest_mix
+from penjing.search import Candidate, Mix, MixSettings, fastest_mix, over
 from penjing.task import Score
 
 LOOKS = 3  # candidates that are confirmed, at most: each further look needs a clearer answer
@@ -35,14 +35,15 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
 def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, before: Score, looks: int) -> Shipped:
     """The candidate in its fastest form, confirmed."""
     net, mix = maker.net(candidate), None
-    if candidate.steps_in_integers:  # its grids were trained: they stay
-        module: nn.Module = maker.module(candidate, net)
-        artifact, precision = export(module, job.example, _final(job, candidate), target=job.profile.name), None
-    else:
+    if not candidate.steps_in_integers:  # grids that were trained stay
         with job.stage("find the fastest form") as told:
             mix = _mixed(job, baseline, net.module, candidate)
-            module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
             told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
+    if mix is not None and not over(maker.cost(net.module, mix.module, mix.chosen.artifact), maker.ceilings):
+        module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
+    else:
+        module, precision, mix = maker.module(candidate, net), None, None
+        artifact = export(module, job.example, _final(job, candidate), target=job.profile.name)
     with job.stage("confirm") as told:
         after = job.task.metric(artifact.load(job.threads, precision), job.task.confirm)
         found = paired(before, after, looks=looks)

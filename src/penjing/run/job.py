@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from penjing.errors import RecipeError
 from penjing.files import read_json, remove_parts, write_json
 from penjing.graph import check_weights
-from penjing.measure import cores
+from penjing.measure import cores, machine
 from penjing.progress import Progress
 from penjing.quant import target_named
-from penjing.result import RESULT
+from penjing.recipe import RECIPE, Recipe, dump_recipe
+from penjing.result import RESULT, package_version
 from penjing.search import Budget, Ledger, Timer
 from penjing.settings import Settings
 from penjing.task import Inputs, Task, as_tuple, check_task
 
 MARK = "run.json"  # says that a folder is ours, and of which model and settings
+LOCK = "lock.json"  # what the run was made with: versions, machine, seed
 
 
 class Job:
@@ -37,8 +39,17 @@ class Job:
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, budget: Budget, target: str, out: Path, settings: Settings, progress: Progress
+        self,
+        model: nn.Module,
+        task: Task,
+        budget: Budget,
+        target: str,
+        out: Path,
+        settings: Settings,
+        progress: Progress,
+        recipe: Recipe | None = None,
     ) -> None:
+        self.recipe = recipe
         self.model, self.task, self.budget, self.out, self.settings = model, task, budget, out, settings
         self.profile, self.progress = target_named(target), progress
         self.threads = settings.threads or cores()
@@ -59,6 +70,11 @@ class Job:
     def claim(self) -> None:
         """Make the folder ours: from now on it is written to, and until this run ends there is no result in it."""
         write_json(self.out / MARK, {"identity": self.identity, "target": self.profile.name, "settings": asdict(self.settings)})
+        write_json(
+            self.out / LOCK, {"penjing": package_version(), **machine(), "threads": self.threads, "seed": self.settings.seed}
+        )
+        if self.recipe is not None:
+            dump_recipe(self.recipe, self.out / RECIPE)
         remove_parts(self.out)
         (self.out / RESULT).unlink(missing_ok=True)
 

@@ -56,7 +56,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
     data = _measured(job, baseline, shipped) | {
         "control": _control(job, maker, shipped),
         "generalization": _generalization(job, baseline, shipped),
-        "candidates": _candidates(job, baseline, tried),
+        "candidates": _candidates(job, baseline, tried, shipped),
         "original_candidate": {"score": baseline.score, "latency": baseline.cost.latency},
         "plan": {"predicted": shipped.candidate.predicted, "measured": shipped.candidate.cost.latency}
         if shipped.candidate.predicted
@@ -115,8 +115,8 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str, Any]:
         "agreement": agree,
         "kernels": {name: told.kernel_rows(k) for name, k in kernels.items()},
         "left_in_float": {name: [k.layer for k in left_in_float(ks)] for name, ks in kernels.items()},
-        "load": told.how_to_load(artifact),
-        "files": told.file_entry(artifact),
+        "load": told.how_to_load(artifact, shipped.precision),
+        "files": told.file_entry(artifact, shipped.precision),
     }
 
 
@@ -165,8 +165,8 @@ def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str,
     return forgotten(found, job.task)
 
 
-def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate]) -> list[dict[str, Any]]:
-    default = baseline.default
+def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> list[dict[str, Any]]:
+    default = shipped.candidate if shipped.candidate.key == baseline.default.key else baseline.default
     first = {
         "name": "original, fp32",
         "kind": "original",
@@ -176,7 +176,7 @@ def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate]) -> lis
         "note": "",
     }
     first |= {"predicted": None, "minutes": None, **asdict(baseline.cost)}
-    shown = list(tried) if any(c.key == default.key for c in tried) else [default, *tried]
+    shown = [default, *tried]
     seconds: dict[str, float] = {}
     for row in job.log.rows("training"):
         seconds[row["run"]] = seconds.get(row["run"], 0.0) + row["seconds"]

@@ -16,6 +16,7 @@ from penjing.search.ladder import Candidate as Candidate
 from penjing.search.ladder import Cost as Cost
 from penjing.search.ladder import best as best
 from penjing.search.ladder import marked as marked
+from penjing.search.ladder import over as over
 from penjing.search.ladder import shown as shown
 from penjing.search.ledger import Ledger as Ledger
 from penjing.search.mix import Mix as Mix

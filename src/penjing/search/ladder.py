@@ -70,16 +70,22 @@ class Candidate:
 
 def marked(candidate: Candidate, reference: float, ceilings: Mapping[str, float], budget: Budget) -> Candidate:
     """The candidate with its status and why."""
-    costs = asdict(candidate.cost)
-    over = [f"{shown(r, costs[r])}, {shown(r, most)} allowed" for r, most in ceilings.items() if costs[r] > most * (1 + SLACK)]
-    if over:
-        return replace(candidate, status="over the limit", note=" and ".join(over))
+    if missed := over(candidate.cost, ceilings):
+        costs = asdict(candidate.cost)
+        note = " and ".join(f"{shown(r, costs[r])}, {shown(r, ceilings[r])} allowed" for r in missed)
+        return replace(candidate, status="over the limit", note=note)
     if candidate.score is None or budget.max_drop is None:
         return replace(candidate, status="holds")
     drop = reference - candidate.score
     holds = drop <= budget.max_drop + 1e-12
     note = f"loses {drop:.4g}, {budget.max_drop:.4g} allowed"
     return replace(candidate, status="holds" if holds else "too inaccurate", note=note)
+
+
+def over(cost: Cost, ceilings: Mapping[str, float]) -> list[str]:
+    """The limits that a cost does not keep."""
+    costs = asdict(cost)
+    return [r for r, most in ceilings.items() if costs[r] > most * (1 + SLACK)]
 
 
 def best(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:

@@ -7,13 +7,14 @@ their numbers. What is not a layer with weights (additions, pools, changes of la
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from penjing.search.price_samples import Sample, Site
 
 SHORT = 3e-3  # ms: shorter kernels weigh no more, since runtimes count in microseconds
+TRUST = 1.0  # in layers' times: a scale that is off by 0.1 costs as much as an error of 10 % in one call
 Pad = Callable[[int], int]
 
 
@@ -53,11 +54,12 @@ def rows_of(samples: Sequence[Sample]) -> dict[str, dict[str, list[Row]]]:
 
 @dataclass(frozen=True)
 class Whole:
-    """What turns the times of layers into the time of a call: ``constant + scale * their sum + values * outputs' values``."""
+    """What turns the times of layers into the time of a call."""
 
-    constant: float
-    scale: float
-    values: float  # ms for each padded channel at each position
+    constant: float  # ms of the call itself
+    bases: float  # of a layer's base this share: profiling makes every kernel longer by about the same
+    scale: float  # of the rest of a layer's time
+    values: float  # ms for each padded channel of a layer's output, at each position
 
 
 def fit_geometry(geometry: str, rows: Sequence[Row], pad: Pad) -> Coefficients:
@@ -74,22 +76,29 @@ def fit_geometry(geometry: str, rows: Sequence[Row], pad: Pad) -> Coefficients:
 
 
 def fit_whole(samples: Sequence[Sample], prices: Mapping[str, Coefficients], pad: Pad) -> Whole:
-    """How the calls' times follow from their layers' prices (by geometry)."""
-    rows = [(1.0, sum(prices[s.geometry].at(*padded(s, pad)) for s in x.sites), _values(x.sites, pad)) for x in samples]
+    """How the calls' times follow from their layers' prices (by geometry); all samples have the same layers.
+
+    What does not depend on widths is one number, of which the layers' bases get no more than they took in the profile.
+    """
+    bases = sum(prices[s.geometry].base for s in samples[0].sites)
+    sums = [sum(prices[s.geometry].at(*padded(s, pad)) for s in x.sites) - bases for x in samples]
+    rows = np.array([(1.0, varied, _values(x.sites, pad)) for x, varied in zip(samples, sums, strict=True)])
     walls = np.array([x.wall for x in samples])
-    return Whole(*_solved(np.array(rows), walls, 1 / walls))
+    # The last row draws the scale to 1: outputs' values grow along with the layers' times, which were measured and they not.
+    still, scale, values = _solved(np.vstack([rows, (0.0, 1.0, 0.0)]), np.append(walls, 1.0), np.append(1 / walls, TRUST))
+    share = min(scale, still / bases) if bases else 0.0
+    return Whole(still - share * bases, share, scale, values)
 
 
 def layer_price(site: Site, geometry: Coefficients, whole: Whole) -> Coefficients:
     """The price of a layer with its share of what is not a layer."""
-    scaled = (whole.scale * v for v in (geometry.base, geometry.inputs, geometry.outputs, geometry.product))
-    price = Coefficients(*scaled)
-    return replace(price, outputs=price.outputs + whole.values * site.positions)
+    inputs, outputs, product = (whole.scale * v for v in (geometry.inputs, geometry.outputs, geometry.product))
+    return Coefficients(whole.bases * geometry.base, inputs, outputs + whole.values * site.positions, product)
 
 
 def mean(prices: Iterable[Coefficients]) -> Coefficients:
     """The price of a layer that is used several times, for each use."""
-    table = np.array([(p.base, p.inputs, p.outputs, p.product) for p in prices])
+    table = np.array([astuple(p) for p in prices])
     return Coefficients(*(float(v) for v in table.mean(axis=0)))
 
 
