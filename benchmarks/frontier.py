@@ -52,7 +52,7 @@ THREADS = min(2, cores())  # of the runtimes
 LOADS, SECONDS = 3, 1.0  # how often each file is loaded and timed, and how long
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 FLOAT32, DEFAULT = "original, f32", "original, default precision"
-HOUR, DROP = 60.0, 0.005  # CPU-minutes of training and the drop of the headline
+CPU_MINUTES, DROP = 28.0, 0.005  # of training, an hour may be spent; and the drop of the headline
 SHARE = 0.24  # of the original's latency, for the headline without labels or training
 BUILT, OURS = "Torch-Pruning + ", ("ours", "#2563eb", "penjing")  # in the picture
 Row = dict[str, Any]
@@ -321,7 +321,7 @@ def drawn(kept: Row, work: Path, out: Path) -> None:
 
 def headline(bench: Bench, kept: Row, target: str) -> None:
     """Both claims of ours alone; what ``compress`` says of its own file is what counts."""
-    minutes = 1.0 if bench.quick else HOUR / torch.get_num_threads()
+    minutes = 1.0 if bench.quick else CPU_MINUTES / torch.get_num_threads()
     hour = replace(bench.settings, epochs=None, minutes=minutes, attempts=3, qat=Settings().qat)
     none = replace(bench.settings, epochs=0, labels=0.0)
     # What the original says stands in for labels: nothing that chooses has seen one.
@@ -329,12 +329,12 @@ def headline(bench: Bench, kept: Row, target: str) -> None:
     with torch.no_grad():
         said = [(x, fashion_resnet20()(x).argmax(1)) for x in images]
     runs: dict[str, Callable[[Path], pj.Result]] = {
-        "an hour of one core": lambda out: pj.compress(
-            fashion_resnet20(), bench.task, budget=pj.Budget(max_drop=DROP), target=target, out=out, settings=hour,
-        ),
         "512 images, no labels, no training": lambda out: pj.compress(
             fashion_resnet20(), replace(bench.task, train=said, search=said),
             budget=pj.Budget(max_drop=None, latency=SHARE), target=target, out=out, settings=none,
+        ),
+        "at most an hour of one core": lambda out: pj.compress(
+            fashion_resnet20(), bench.task, budget=pj.Budget(max_drop=DROP), target=target, out=out, settings=hour,
         ),
     }  # fmt: skip
     for name, run in runs.items():
@@ -342,6 +342,7 @@ def headline(bench: Bench, kept: Row, target: str) -> None:
             d = run(bench.work / name).data
             row = {k: 100 * d["accuracy"][k] for k in ("before", "after", "drop", "low", "high")} | {"target": target}
             row |= {"faster": d["speedup"]["value"], "faster_than_default": d["speedup"]["versus_default"]}
+            row["verdict"] = d["verdict"]["sentence"]
             row["cpu_minutes"] = sum(e["seconds"] for e in d["training"]) * torch.get_num_threads() / 60
             kept["headline"][name] = row
             print(name, row, flush=True)

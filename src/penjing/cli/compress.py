@@ -8,7 +8,7 @@ import typer
 
 from penjing.cli.app import Exclude, Json, Weights, app, bars, network
 from penjing.cli.report import tell
-from penjing.data import fashion_batches, fashion_sample
+from penjing.data import CLASSES, fashion_batches, fashion_sample
 from penjing.measure import top1
 from penjing.recipe import Recipe, load_task, look_in, option, read_recipe
 from penjing.run import compress
@@ -27,7 +27,7 @@ def demo_command(
     Example: `penjing demo --out runs/demo`
     """
     model, task, settings = fashion_resnet20(), demo_task(), demo_settings()
-    budget = Budget(max_drop=0.01, latency=0.25)
+    budget = Budget(max_drop=0.015, latency="0.1x", bytes="0.082x", goal="accuracy")
     tell(compress(model, task, budget=budget, target="openvino", out=out, settings=settings, progress=bars), as_json)
 
 
@@ -39,12 +39,13 @@ def demo_task() -> Task:
         search=fashion_batches(data.search, 250),
         confirm=fashion_batches(data.confirm, 250),
         metric=top1,
+        classes=CLASSES,
     )
 
 
 def demo_settings() -> Settings:
     """What the demo does within four minutes on two cores."""
-    return Settings(epochs=8, batch=32)
+    return Settings(epochs=8, attempts=1, probes=0, qat=0, batch=32, seconds=0.3, samples=4, generalization=200)
 
 
 @app.command("compress")

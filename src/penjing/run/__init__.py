@@ -86,7 +86,7 @@ def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:
 
     widest, narrowest = maker.bounds()
     untrained = attempt(lambda: None, trained=False)
-    if job.budget.max_drop is None:  # the limits say how fast; all that is left is to be as accurate as can be
+    if job.budget.wants_accuracy:  # the limits say how fast
         untrained(widest)
         if maker.trainer.trains:
             attempt(lambda: None, trained=True)(widest)

@@ -57,7 +57,7 @@ def _mixed(job: Job, baseline: Baseline, net: nn.Module, candidate: Candidate) -
     """The fastest of the candidate's placements and precisions that scores enough on the search split."""
     allowed = job.budget.max_drop
     score = candidate.score if candidate.score is not None else baseline.score
-    least = score if allowed is None else min(score, baseline.score - allowed)
+    least = score if allowed is None or job.budget.wants_accuracy else min(score, baseline.score - allowed)
     quantizer = Quantizer(net, job.example, job.calibration, target=job.profile)
     return fastest_mix(
         quantizer,

@@ -36,9 +36,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The limits; what is not given is left free.
-
-    With ``max_drop`` the fastest network within all limits is wanted, without it the most accurate one.
+    """The limits, and what is wanted within them; what is not given is left free.
 
     Raises:
         RecipeError: A limit is not understood, or there is none at all.
@@ -50,8 +48,16 @@ class Budget:
     macs: float | str | None = None  # multiply-accumulates a sample: a share ("0.5x"), or a count ("20M")
     memory: float | str | None = None  # peak of one inference: a share of the original's ("0.5x"), or a size ("2MB")
 
+    goal: str | None = None  # "speed" or "accuracy": what is wanted most within the limits; not given: speed, if max_drop is
+
     def __post_init__(self) -> None:
         limits = self.limits()
+        if self.goal not in (None, "speed", "accuracy"):
+            raise RecipeError(f"goal is {self.goal!r}; give 'speed' or 'accuracy', or leave it out")
+        if self.goal == "speed" and self.max_drop is None:
+            raise RecipeError("goal is 'speed' and max_drop is None: nothing is the fastest of all networks; give max_drop")
+        if self.goal == "accuracy" and not limits:
+            raise RecipeError(f"goal is 'accuracy' and the original has the most; give a limit, {' or '.join(_UNITS)}")
         if self.max_drop is None:
             if not limits:
                 raise RecipeError(
@@ -62,6 +68,11 @@ class Budget:
                 f"max_drop is {self.max_drop}; give what may be lost of the metric, at least 0: "
                 "0.005 for half a point of accuracy, 0.3 for 0.3 dB"
             )
+
+    @property
+    def wants_accuracy(self) -> bool:
+        """Whether the most accurate network within the limits is wanted, and not the fastest."""
+        return self.goal == "accuracy" or self.max_drop is None
 
     def limits(self) -> dict[str, Limit]:
         """The limits that were given, by name."""

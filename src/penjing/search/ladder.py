@@ -89,12 +89,12 @@ def over(cost: Cost, ceilings: Mapping[str, float]) -> list[str]:
 
 
 def best(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
-    """Those that hold, the one to take first: the fastest, or without a limit on the drop the most accurate.
+    """Those that hold, the one to take first: the fastest, or the most accurate, as the budget wants.
 
     Of those that are about as fast the smallest comes first.
     """
     holding = [c for c in candidates if c.status in ("holds", "chosen")]
-    if budget.max_drop is None:
+    if budget.wants_accuracy:
         return sorted(holding, key=lambda c: (-(c.score or 0.0), c.cost.latency))
     found: list[Candidate] = []
     while holding:
