@@ -17,7 +17,7 @@ class Settings:
     training: Training = field(default_factory=lambda: Training(lr=0.02, mixup=0.5))  # how the loop trains
     temperature: float = 4.0  # of the teacher's softened classes
     labels: float = 0.1  # weight of the task's own loss; the rest follows the teacher. 0 needs no labels
-    qat: float = 0.25  # share of an attempt's training that is kept for training in integers, where these cost too much
+    qat: float = 0.15  # share of an attempt's training that is kept for training in integers, where these cost too much
     calibration: int = 512  # samples that integer ranges, refits and error tables are taken from
     batch: int = 1  # the batch size that latency is judged at
     report_batches: tuple[int, ...] = (1, 32)  # the batch sizes in the report
