@@ -22,7 +22,8 @@ from penjing.run.training import Trainer
 from penjing.score import Evidence, structured_obs
 from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, scaled, shown
 
-STITCHES = 3  # times that a choice is measured and corrected where a limit is given
+STITCHES = 6  # times that a choice is measured and corrected where a limit is given
+CLOSER = 0.97  # of the latency asked for, at each correction: widths come in steps, and clocks are not exact
 WORTH = 0.5  # share of the drop that integers must cause to be trained in
 
 
@@ -125,8 +126,8 @@ class Maker:
         aim = share * self.whole.costs["latency"]
         fast = self.ceilings.get("latency")
         seen: dict[str, float] = {}
-        for _ in range(STITCHES):
-            latency = min(aim, fast / self.ratio) if fast else aim
+        for stitch in range(STITCHES):
+            latency = min(aim, CLOSER**stitch * fast / self.ratio) if fast else aim
             found = allocate(self.tables, limits | {"latency": latency}, most=most)
             if not self.ceilings:
                 break

@@ -1,0 +1,51 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import penjing as pj
+from penjing.data import ImageBatches, LabelledImages
+from penjing.train import Training, portioned, seconds_a_step
+from penjing.train.portion import Portion
+
+
+@given(st.integers(1, 40), st.integers(1, 400))
+def test_about_so_many_steps_are_made_and_no_epoch_is_longer_than_the_loader(whole: int, steps: int) -> None:
+    loader = [(torch.zeros(1), torch.zeros(1))] * whole
+    train, epochs = portioned(loader, steps)
+    made = epochs * len(train)  # type: ignore[arg-type]
+    assert abs(made - steps) <= epochs / 2 + 1
+    assert len(list(train)) == len(train) <= whole  # type: ignore[arg-type]
+    if steps % whole == 0:
+        assert train is loader
+
+
+def test_a_portion_is_the_loader_cut_short() -> None:
+    data = LabelledImages(torch.randint(255, (12, 1, 4, 4), dtype=torch.uint8), torch.arange(12))
+    loader = ImageBatches(data, 2, augment=True)
+    part = Portion(loader, 3)
+    part.set_epoch(5)
+    assert loader.epoch == 5
+    assert [y.tolist() for _, y in part] == [y.tolist() for _, y in loader][:3]
+    assert not part.fixed
+    assert Portion([1, 2, 3], 2).fixed  # type: ignore[list-item]
+
+
+def test_a_step_takes_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once for every batch that is drawn."""
+    now = [0.0]
+
+    class Ticking(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[object]:
+            for batch in super().__iter__():
+                now[0] += 0.25
+                yield batch
+
+    monkeypatch.setattr("penjing.train.portion.time.perf_counter", lambda: now[0])
+    batches = Ticking([(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(9)])
+    task = pj.Task(train=batches, search=batches, confirm=batches, metric=pj.measure.top1)
+    took = seconds_a_step(nn.Linear(3, 2), task, teacher=None, loss=None, settings=Training(precision="32-true"))
+    assert took == pytest.approx(0.25)
