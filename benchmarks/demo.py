@@ -1,4 +1,4 @@
-"""Run the demo, keep its numbers and put them into README: python benchmarks/demo.py [RUN FOLDER]   (about 2 minutes)
+"""Run the demo, keep its numbers and put them into README: python benchmarks/demo.py [RUN FOLDER]   (about 4 minutes)
 
 Without a folder the demo is run in a new temporary one. It writes benchmarks/demo.json, the table and the example in README.md
 and, where Chromium is installed, docs/report.png. ``--check`` writes nothing and fails if README differs from demo.json.
@@ -18,7 +18,7 @@ from penjing.result import DEFAULT, FP32, SMALL, points
 
 ROOT = Path(__file__).parent.parent
 KEPT, README, PICTURE = ROOT / "benchmarks/demo.json", ROOT / "README.md", ROOT / "docs/report.png"
-LEFT_OUT = ("training", "kernels", "layers", "load")  # long, and not in README
+LEFT_OUT = ("training", "kernels", "layers", "load", "generalization")  # long, and not in README
 
 
 def table(d: dict[str, Any]) -> str:
@@ -29,9 +29,11 @@ def table(d: dict[str, Any]) -> str:
         "| | original, fp32 | original, runtime's default | compressed | against fp32 | against default |",
         "|---|---:|---:|---:|---:|---:|",
         f"| accuracy, {a['samples']:,} images | {100 * a['before']:.2f} % | | {100 * a['after']:.2f} % "
-        f"| {points(-a['drop'])} points (95 % interval {points(-a['high'])} to {points(-a['low'])}) | |",
+        f"| {points(-a['drop'])} points (95 % sure on each side: {points(-a['high'])} to {points(-a['low'])}) | |",
     ]
-    for name, unit in (("parameters", ""), ("macs", ""), ("bytes", "")):
+    if c := d["control"]:
+        rows.append(f"| {c['name']} | {100 * c['score']:.2f} % | | {100 * a['after']:.2f} % | {points(c['versus'])} points | |")
+    for name, unit in (("parameters", ""), ("macs", ""), ("bytes", ""), ("memory", "")):
         was, now = size[name]
         rows.append(f"| {name} | {was:,}{unit} | | {now:,}{unit} | {was / now:.1f}x smaller | |")
     for runtime, batch in sorted({(r, b) for r, b, _ in times}, key=lambda k: (k[1], k[0])):

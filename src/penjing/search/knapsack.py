@@ -9,7 +9,10 @@ Multiple-choice knapsack for pruning: SPDY (Frantar and Alistarh 2022, arXiv:220
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +126,20 @@ def solve(problem: Problem) -> Allocation:
     return found
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep what the solver's own code prints, whatever it is told, away from standard output, which may be read as JSON."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class _Program:
     """The knapsack as a mixed-integer linear program: columns, rows of equalities, and one row a resource."""
 
@@ -225,13 +242,14 @@ class _Program:
         most = np.ones(len(self.errors))
         if excess is not None:
             most[excess] = math.inf
-        found = milp(
-            objective,
-            integrality=np.array(self.whole),
-            bounds=Bounds(np.zeros_like(most), most),
-            constraints=LinearConstraint(matrix, low, high),
-            options={"node_limit": NODES, "mip_rel_gap": GAP},
-        )
+        with _unheard():
+            found = milp(
+                objective,
+                integrality=np.array(self.whole),
+                bounds=Bounds(np.zeros_like(most), most),
+                constraints=LinearConstraint(matrix, low, high),
+                options={"node_limit": NODES, "mip_rel_gap": GAP},
+            )
         return None if found.x is None else self._chosen(found.x)
 
     def _rows(self, ceilings: Mapping[str, float], excess: int | None) -> tuple[Any, np.ndarray, np.ndarray]:
