@@ -16,7 +16,7 @@ from penjing.run.baseline import Baseline, measure_baseline
 from penjing.run.candidates import Maker
 from penjing.run.confirm import confirm
 from penjing.run.job import Job
-from penjing.run.tables import look
+from penjing.run.tables import choices, look
 from penjing.run.training import Trainer
 from penjing.search import Budget, Candidate, best, gallop, marked
 from penjing.settings import Settings as Settings
@@ -54,9 +54,10 @@ def compress(
     job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), progress, recipe)
     if (finished := _finished(job)) is not None:
         return finished
+    found = choices(job)
     job.claim()
     baseline = measure_baseline(job)
-    maker = Maker(job, look(job), baseline, Trainer(job))
+    maker = Maker(job, look(job, found), baseline, Trainer(job))
     tried = _search(job, maker, baseline)
     confirm(job, maker, baseline, tried)
     return load_result(job.out)

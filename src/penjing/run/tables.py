@@ -1,7 +1,7 @@
 """Look before cutting: what layers cost in time, and what widths and integers cost in accuracy."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -23,16 +23,33 @@ from penjing.task import as_tuple
 LISTENED = 16  # samples that a layer's integers are judged by
 
 
-def look(job: Job) -> Tables:
+@dataclass(frozen=True)
+class Choices:
+    """What there is to choose from: the channels, and the widths that every group may have."""
+
+    evidence: Evidence
+    widths: Mapping[str, list[int]]
+
+
+def choices(job: Job) -> Choices:
+    """Read the network; nothing is written.
+
+    Raises:
+        ModelError: It cannot be read.
+        RecipeError: A pattern to exclude fits nothing.
+    """
+    evidence = Evidence.of(capture(job.model, job.example), job.calibration, job.task.loss)
+    return Choices(evidence, _widths(job, evidence.channels))
+
+
+def look(job: Job, found: Choices) -> Tables:
     """All tables; what an earlier process has found is taken from the folder, and times from the machine's ledger."""
-    graph = capture(job.model, job.example)
-    evidence = Evidence.of(graph, job.calibration, job.task.loss)
-    widths = _widths(job, evidence.channels)
+    evidence, graph = found.evidence, found.evidence.graph
     with job.stage("measure what layers cost") as told:
         prices = _prices(job)
         told["gave"] = f"times of {len(weighted(graph))} layers"
     with job.stage("measure what widths cost") as told:
-        damage = _damage(job, evidence, widths)
+        damage = _damage(job, evidence, found.widths)
         told["gave"] = f"{sum(len(row.errors) for row in damage.values())} widths of {len(damage)} groups"
     with job.stage("measure what integers cost"):
         noise, beside = _integers(job)
