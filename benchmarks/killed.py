@@ -75,11 +75,12 @@ def main() -> None:
     }
     write_json(HERE / "killed.json", found)
     same = found["digests"][0] == found["digests"][1]
+    ends = " and ".join(f"`{d[:16]}`" for d in found["digests"])
     text = (
-        f"# A run killed at {len(moments)} random moments\n\nThe run takes {length:.0f} s without interruption. It was "
-        f"killed with SIGKILL after {', '.join(f'{m:g}' for m in moments)} s, each time counted from its last start, and started again. "
-        f"The files of both are **{'the same' if same else 'NOT the same'}**: `{found['digests'][0][:16]}` and "
-        f"`{found['digests'][1][:16]}`.\n"
+        f"# A run killed at {len(moments)} random moments\n\n"
+        f"The run takes {length:.0f} s without interruption. It was killed with SIGKILL after "
+        f"{', '.join(f'{m:g}' for m in moments)} s, each time counted from its last start, and started again.\n"
+        f"The files of both are **{'the same' if same else 'NOT the same'}**: {ends}.\n"
     )
     (HERE / "killed.md").write_text(text)
     sys.stdout.write(text)

@@ -16,7 +16,10 @@ from penjing.task import check_task
 from penjing.zoo import resnet20
 
 EXAMPLE = Path(__file__).parent.parent / "examples/own_model.py"
-FAST = ["--epochs", "1", "--set", "settings.attempts=1"]
+FAST = ["--epochs", "1", "--threads", "1"]
+FAST += [
+    w for s in ("attempts=1", "samples=4", "probes=1", "generalization=64", "seconds=0.05") for w in ("--set", f"settings.{s}")
+]
 
 
 @pytest.fixture(scope="module")
