@@ -204,7 +204,6 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
         (["compress", *OWN, "--max-drop", "-1", "--out", "o"], "max_drop"),
         (["compress", *OWN, "--target", "tpu", "--out", "o"], "choose one of"),
         (["compress", *OWN, "--exclude", "nothing.*", "--out", "o"], "fits no parameter"),
-        (["compress", *OWN, *FAST, "--latency", "0.0001x", "--out", "o"], "nearest has latency"),
         (["prune", *UNTRAINED], "give one of the two"),
         (["prune", *UNTRAINED, "--ratio", "1.5"], "ratio is 1.5"),
         (["prune", *UNTRAINED, "--ratio", "0.5", "--macs", "0.5"], "give one of the two"),
