@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import penjing as pj
 from penjing.cli import demo_settings, demo_task, main
 from penjing.prune.store import load
-from penjing.recipe import load_model, load_task
+from penjing.recipe import load_model, load_task, read_recipe
 from penjing.task import check_task
 from penjing.zoo import resnet20
 
@@ -62,6 +62,7 @@ def test_your_own_network_as_in_the_readme(here: Path, capsys: pytest.CaptureFix
     assert "batch 32, openvino" in " ".join(told.split())
     data = json.loads((here / "runs/own/result.json").read_text())
     assert data["verdict"]["holds"]
+    assert read_recipe(here / "runs/own/recipe.yaml").budget == pj.Budget(max_drop=0.02)
     assert data["size"]["bytes"][1] < data["size"]["bytes"][0] / 4
     assert penjing("measure", "runs/own/net.onnx", "--data", "own_model:task", "--batch", "1", "--json") == 0
     rows = json.loads(capsys.readouterr().out)

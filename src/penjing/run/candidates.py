@@ -23,6 +23,7 @@ from penjing.score import Evidence, structured_obs
 from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, scaled, shown
 
 STITCHES = 6  # times that a choice is measured and corrected where a limit is given
+STEADY = 0.9  # share of what files were thought to take that they may take without being made wider again
 CLOSER = 0.97  # of the latency asked for, at each correction: widths come in steps, and clocks are not exact
 WORTH = 0.5  # share of the drop that integers must cause to be trained in
 
@@ -126,21 +127,30 @@ class Maker:
         aim = share * self.whole.costs["latency"]
         fast = self.ceilings.get("latency")
         seen: dict[str, float] = {}
-        for stitch in range(STITCHES):
-            latency = min(aim, CLOSER**stitch * fast / self.ratio) if fast else aim
+        fitting: list[Allocation] = []
+        over_by = 0
+        for _ in range(STITCHES):
+            used = self.ratio
+            latency = min(aim, CLOSER**over_by * fast / used) if fast else aim
             found = allocate(self.tables, limits | {"latency": latency}, most=most)
             if not self.ceilings:
+                fitting.append(found)
                 break
             seen = asdict(self._cost(self._stitched(found.widths, source), found))
             self.ratio = seen["latency"] / found.costs["latency"]
-            if not over(Cost(**seen), self.ceilings):
+            if over(Cost(**seen), self.ceilings):
+                over_by += 1
+                limits = scaled(limits, seen, {**found.costs, "memory": limits.get("memory", 0.0)})
+                continue
+            fitting.append(found)
+            if not fast or self.ratio >= STEADY * used:  # else a busy moment had it cut too narrow
                 break
-            limits = scaled(limits, seen, {**found.costs, "memory": limits.get("memory", 0.0)})
-        else:
+        if not fitting:
             missed = [
                 f"{r} of {shown(r, seen[r])} where {shown(r, v)} was asked" for r, v in self.ceilings.items() if seen[r] > v
             ]
             raise BudgetError(f"the nearest network that could be made has {' and '.join(missed)}; loosen the limits")
+        found = min(fitting, key=lambda a: a.error)
         self.job.keep(f"{key}-widths", asdict(found))
         return found
 

@@ -26,7 +26,7 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
     for looks, candidate in enumerate([c for c in tried if c.status == "holds"][:LOOKS], 1):
         shipped = _shipped(job, maker, baseline, candidate, before, looks)
         at = shown.index(candidate)
-        shown[at] = replace(candidate, status="chosen" if shipped.is_worth(baseline) else "does not hold")
+        shown[at] = replace(candidate, status="chosen" if shipped.is_worth(baseline, maker.ceilings) else "does not hold")
         if shown[at].status == "chosen":
             return tell(job, maker, baseline, shown, shipped)
     return tell(job, maker, baseline, shown, _original(job, maker, baseline, before))

@@ -1,7 +1,7 @@
 """Everything that is said of what came out, measured on its file; then the results, whole, ``result.json`` last."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker, Net
 from penjing.run.job import Job, repeated
 from penjing.run.pictures import forgotten
-from penjing.search import Candidate, Mix
+from penjing.search import Candidate, Mix, over
 from penjing.task import Score, as_tuple
 
 WORSE = 1.02  # times the original's time that is not called slower: clocks are no better
@@ -46,9 +46,10 @@ class Shipped:
     latency: float
     mix: Mix | None
 
-    def is_worth(self, baseline: Baseline) -> bool:
-        """Whether it does not fail and is no slower than the original."""
-        return self.judgement.status != "does not hold" and self.latency <= WORSE * baseline.default.cost.latency
+    def is_worth(self, baseline: Baseline, ceilings: Mapping[str, float]) -> bool:
+        """Whether it does not fail, and is no slower than the original, where that would be within the limits."""
+        slower = self.latency > WORSE * baseline.default.cost.latency
+        return self.judgement.status != "does not hold" and not (slower and not over(baseline.default.cost, ceilings))
 
 
 def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> None:
