@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from penjing.errors import BudgetError
 from penjing.export import export
 from penjing.measure import Judgement, judged, paired
 from penjing.quant import Quantizer
@@ -37,8 +38,11 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
     net, mix = maker.net(candidate), None
     if not candidate.steps_in_integers:  # grids that were trained stay
         with job.stage("find the fastest form") as told:
-            mix = _mixed(job, baseline, net.module, candidate)
-            told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
+            try:
+                mix = _mixed(job, baseline, net.module, candidate)
+                told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
+            except BudgetError:  # by chance its integers score a little more than its floats, and just enough
+                told["gave"] = "as it was scored"
     if mix is not None and not over(maker.cost(net.module, mix.module, mix.chosen.artifact), maker.ceilings):
         module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
     else:
