@@ -89,6 +89,8 @@ class Maker:
 
     def _remembered(self, made: Candidate) -> Candidate:
         """What was made by an earlier process, which must count as it did then."""
+        if (held := self.job.kept(f"{made.key}-widths")) is not None:
+            self.ratio = held["ratio"]
         if made.steps:
             self.trainer.recount(made.key)
         return made
@@ -119,7 +121,8 @@ class Maker:
         """Widths and precisions; where limits were given, measured on an uncalibrated file and corrected."""
         held = self.job.kept(f"{key}-widths")
         if held is not None:
-            return Allocation(**held)
+            self.ratio = held["ratio"]  # as it was then, or what comes next would be chosen by another
+            return Allocation(**held["allocation"])
         if share >= 1 and not self.ceilings:
             return self.whole
         most = dict(source.widths) if source else {}
@@ -151,7 +154,7 @@ class Maker:
             ]
             raise BudgetError(f"the nearest network that could be made has {' and '.join(missed)}; loosen the limits")
         found = min(fitting, key=lambda a: a.error)
-        self.job.keep(f"{key}-widths", asdict(found))
+        self.job.keep(f"{key}-widths", {"allocation": asdict(found), "ratio": self.ratio})
         return found
 
     def _stitched(self, widths: Mapping[str, int], source: Candidate | None) -> nn.Module:

@@ -60,7 +60,7 @@ class Trainer:
     def take_reserve(self, key: str) -> int:
         """How many steps were kept back for a candidate's training in integers; now they are taken."""
         held = dict(self.job.kept(f"{key}-steps") or {})
-        if held["reserved"]:
+        if held["reserved"] and not held["in integers"]:  # else it was counted when the run went on
             held["in integers"] = True
             self.job.keep(f"{key}-steps", held)
             self.left = max(0.0, self.left - self.job.settings.qat * held["share"])

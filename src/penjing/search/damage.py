@@ -66,10 +66,12 @@ def narrowing(
     """
     found = dict(known or {})
     fitted, judged = _parted(calibration(evidence.data, evidence.graph))
-    todo = [g for g in evidence.channels.groups if g.name in widths and g.name not in found]
+    groups = [g for g in evidence.channels.groups if g.name in widths]
+    todo = [g for g in groups if g.name not in found]
     if not todo:
         return found
-    judge = _Judge(evidence, _few(judged, int(WORK / max(1, work * len(todo) * POINTS))))
+    # As many samples for a call that goes on as for one that was not interrupted: all groups count, not those left.
+    judge = _Judge(evidence, _few(judged, int(WORK / max(1, work * len(groups) * POINTS))))
     reading = Reading.of(Evidence(evidence.graph, evidence.channels, fitted))
     mine = {}
     with progress("error table", len(todo)) as advance:
