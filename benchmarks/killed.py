@@ -1,7 +1,8 @@
 """Kill a run at five random moments and start it again each time: python benchmarks/killed.py [--seed N]   (about 5 minutes)
 
-The demo's network on a quarter of the demo's training, once without interruption and once killed with SIGKILL after random
-times, drawn over the length of the first run. Both must end with the same file. It writes killed.json and killed.md.
+The demo's network on a quarter of the demo's training, once without interruption and once killed with SIGKILL five times, each
+at a random moment of the fifth of the run that it was started for. Both must end with the same file. It writes killed.json and
+killed.md.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def killed(out: Path, cache: Path, length: float, chance: random.Random) -> list
     for _ in range(KILLS):
         process = started(out, cache)
         try:
-            process.wait(wait := chance.uniform(5.0, length / 2))
+            process.wait(wait := chance.uniform(3.0, length / KILLS))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
