@@ -11,6 +11,7 @@ from penjing.cli.app import app, errors
 from penjing.cli.compress import demo_settings as demo_settings
 from penjing.cli.compress import demo_task as demo_task
 from penjing.cli.distill import distill_command as distill_command
+from penjing.cli.doctor import doctor_command as doctor_command
 from penjing.cli.files import export_command as export_command
 from penjing.cli.prune import inspect_command as inspect_command
 from penjing.cli.quantize import quantize_command as quantize_command
