@@ -131,27 +131,33 @@ def speedup(rows: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
 def layer_rows(
     before: Sequence[Layer], after: Sequence[Layer], precisions: Mapping[str, str], times: Sequence[Mapping[str, float]]
 ) -> list[dict[str, Any]]:
-    """The layers' widths, work, precision and times before and after, matched by name.
+    """The layers' widths, work, precision and times before and after, matched by name; what went has neither after.
 
     Args:
         precisions: Of the layers that run.
         times: ms of the layers before and after.
     """
     now = {layer.name: layer for layer in after}
+    then, later = times
     return [
         {
             "name": was.name,
             "kind": was.kind,
             "before": list(was.widths),
-            "after": list(now[was.name].widths),
+            "after": list(now[was.name].widths) if was.name in now else [0, 0],
             "kernel": was.kernel,
-            "macs": [was.macs, now[was.name].macs],
+            "macs": [was.macs, now[was.name].macs if was.name in now else 0],
             "precision": precisions.get(was.name, ""),
-            "times": [t[was.name] for t in times] if all(was.name in t for t in times) else None,
+            "times": _times(was.name, then, later, gone=was.name not in now),
         }
         for was in before
-        if was.name in now
     ]
+
+
+def _times(name: str, then: Mapping[str, float], now: Mapping[str, float], *, gone: bool) -> list[float] | None:
+    if name not in then or not (gone or name in now):
+        return None
+    return [then[name], 0.0 if gone else now[name]]
 
 
 def kernel_rows(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:

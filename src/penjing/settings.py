@@ -22,6 +22,7 @@ class Settings:
     batch: int = 1  # the batch size that latency is judged at
     report_batches: tuple[int, ...] = (1, 32)  # the batch sizes in the report
     cut_sums: bool = True  # also cut channels that are added to one another (residual streams)
+    drop_blocks: bool = True  # also leave out whole residual blocks
     round_to: int | None = None  # channels are kept in multiples of this; None for the target's
     floor: float = 0.1  # share of the channels of every group that always stays
     exclude: tuple[str, ...] = ()  # patterns of parameter names to leave whole

@@ -17,6 +17,7 @@ from penjing.plan import ChannelPlan
 from penjing.prune import plan_channels, prune_channels
 from penjing.prune.pair import Pair
 from penjing.prune.refit import refit
+from penjing.zoo import ResNet
 from tests.nets import CUTTABLE, IMAGE, SHAPES, TwoNames, Wired, conv, head, net, pooled
 from tests.oracle import chosen, inputs, randomized
 
@@ -243,7 +244,7 @@ def test_a_network_that_does_not_belong_to_the_plan_is_refused() -> None:
     _, smaller = cut(model, x, 0.75)
     with pytest.raises(PlanError, match=r"shape \(4,"):
         refit(smaller, model, plan, x[:2], [x])
-    with pytest.raises(PlanError, match="blocks"):
+    with pytest.raises(PlanError, match="drops the block 'a', which the model does not have"):
         refit(small, model, ChannelPlan(plan.keep, ("a",)), x[:2], [x])
     other = Wired(lambda m, x: m.b(F.gelu(m.a(x))), dict(small.named_children()))
     with pytest.raises(PlanError, match=r"gelu.* where the original computes .*relu"):
@@ -276,3 +277,35 @@ def test_few_samples_and_a_fixed_batch_will_do() -> None:
     assert all(p.isfinite().all() for p in fixed.parameters())
     with pytest.raises(DataError, match="shape"):
         refit(small, model, plan, x, [torch.randn(3, 3, 8, 8)])
+
+
+def linear_branch() -> nn.Module:
+    make = net(
+        lambda m, x: m.head((y := m.stem(x).relu()) + m.branch(y)), stem=conv(3, 8), branch=nn.Conv2d(8, 8, 1), head=conv(8, 4)
+    )
+    return randomized(make()).double()
+
+
+def test_what_comes_after_a_block_that_went_makes_up_for_it() -> None:
+    """The branch is linear, and pointwise, so a head that has its weights multiplied in says just the same."""
+    model, x = linear_branch(), correlated(30, 3)
+    plan = ChannelPlan({}, ("branch",))
+    small = prune_channels(model, plan, x[:2])
+    assert error(small, model, x) > 1e-3
+    with torch.no_grad():  # so that nothing is lost at the border, where the bias is padded with zeros
+        model.branch.bias.zero_()  # type: ignore[union-attr, operator]
+    fixed = refit(small, model, plan, x[:2], x.split(10), ridges=RIDGE)
+    assert error(fixed, model, x) < 1e-12
+    taken = torch.einsum("oihw,ij->ojhw", model.head.weight, model.branch.weight[:, :, 0, 0])  # type: ignore[union-attr, index, operator]
+    torch.testing.assert_close(fixed.head.weight, model.head.weight + taken, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr, operator]
+
+
+def test_blocks_and_channels_go_together() -> None:
+    model, x = randomized(ResNet(blocks=2, width=8)), torch.randn(64, 1, 12, 12)
+    whole = ChannelPlan({}, ("stage1.1", "stage3.1"))
+    shallow = prune_channels(model, whole, x[:2])
+    cut_too = ChannelPlan(plan_channels(shallow, x[:2], 0.5, round_to=2).keep, whole.blocks)
+    small = prune_channels(model, cut_too, x[:2])
+    fixed = refit(small, model, cut_too, x[:2], x.split(16))
+    assert error(fixed, model, x) < 0.5 * error(small, model, x)
+    assert sorted(n for n, _ in fixed.named_parameters()) == sorted(n for n, _ in small.named_parameters())

@@ -7,7 +7,7 @@ from torch import nn
 from penjing.errors import BudgetError
 from penjing.graph import capture
 from penjing.measure import layers, macs
-from penjing.prune import allowed_widths, plan_widths, prune_channels
+from penjing.prune import allowed_widths, drop_blocks, plan_widths, prune_channels
 from penjing.score import Evidence
 from penjing.search import Damage, Prices, Tables, allocate, extremes, scaled, uniform
 from penjing.search.allocate import BESIDE, problem
@@ -113,3 +113,23 @@ def test_ceilings_follow_what_was_measured() -> None:
         "latency": 1.5,
         "bytes": 10.0,
     }
+
+
+def test_a_block_goes_with_its_layers() -> None:
+    found = replace(tables(), blocks={"inner.weight": 0.2})
+    assert problem(found, {}, most={}).blocks["inner.weight"].sites == ("conv2d_1", "conv2d_2", "conv2d_3")
+    whole, narrowest = extremes(found)
+    assert (whole.blocks, narrowest.blocks) == ((), ("inner.weight",))
+    assert allocate(found, {}).blocks == ()
+    tight = {"macs": 1.1 * narrowest.costs["macs"]}
+    chosen = allocate(found, tight)
+    assert chosen.blocks == ("inner.weight",)
+    assert set(chosen.precisions) == {"conv2d", "conv2d_4", "linear"}
+    small = drop_blocks(Net().eval(), chosen.blocks, EXAMPLE)
+    channels = Evidence.of(capture(small, EXAMPLE)).channels
+    there = {g.name: chosen.widths[g.name] for g in channels.groups}
+    plan = plan_widths(channels, {g.name: torch.ones(g.channels) for g in channels.groups}, there)
+    assert chosen.costs["macs"] == macs(capture(prune_channels(small, plan, EXAMPLE, verify=False), EXAMPLE))
+    again = allocate(found, tight, most=chosen.widths, gone=chosen.blocks)
+    assert again.blocks == ()  # it has gone already, and is neither told nor paid for twice
+    assert again.costs["macs"] == chosen.costs["macs"]

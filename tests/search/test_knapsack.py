@@ -1,12 +1,13 @@
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penjing.errors import BudgetError
-from penjing.search.knapsack import Allocation, Problem, Side, Site, priced, solve
+from penjing.search.knapsack import Allocation, Droppable, Problem, Side, Site, priced, solve
 from penjing.search.price_fit import Coefficients
 
 small = st.floats(0, 4, allow_nan=False).map(lambda v: round(v, 2))
@@ -14,9 +15,11 @@ small = st.floats(0, 4, allow_nan=False).map(lambda v: round(v, 2))
 
 def every_choice(problem: Problem) -> Iterator[Allocation]:
     groups, sites = list(problem.widths), [s.name for s in problem.sites]
-    for widths in itertools.product(*(problem.widths[g] for g in groups)):
-        for precisions in itertools.product(*(s.errors for s in problem.sites)):
-            yield priced(problem, dict(zip(groups, widths, strict=True)), dict(zip(sites, precisions, strict=True)))
+    for gone in (list(problem.blocks)[:n] for n in range(len(problem.blocks) + 1)):
+        for widths in itertools.product(*(problem.widths[g] for g in groups)):
+            for precisions in itertools.product(*(s.errors for s in problem.sites)):
+                chosen = dict(zip(groups, widths, strict=True)), dict(zip(sites, precisions, strict=True))
+                yield priced(problem, *chosen, gone)
 
 
 def within(problem: Problem, a: Allocation, slack: float = 0.0) -> bool:
@@ -36,12 +39,16 @@ def problems(draw: st.DrawFn) -> Problem:
         precisions = draw(st.sampled_from([["int8"], ["int8", "float"]]))
         costs = {p: {r: Coefficients(*(draw(small) for _ in range(4))) for r in ("latency", "bytes")} for p in precisions}
         sites.append(Site(f"s{i}", *sides, {p: draw(small) for p in precisions}, costs))
-    free = Problem(widths, sites, {"latency": draw(small)}, {}, {"latency": lambda n: -(-n // 8) * 8})
+    last = draw(st.integers(0, len(sites)))  # the sites from here on are in one block, and the first may be in another
+    blocks = {"late": Droppable(draw(small), tuple(s.name for s in sites[last:]))} if last < len(sites) else {}
+    if last and draw(st.booleans()):
+        blocks["first"] = Droppable(draw(small), (sites[0].name,))
+    free = Problem(widths, sites, {"latency": draw(small)}, {}, {"latency": lambda n: -(-n // 8) * 8}, blocks)
     costs = [a.costs for a in every_choice(free)]
     share = draw(st.floats(0, 1))
     names = draw(st.sampled_from([["latency"], ["latency", "bytes"]]))
     ceilings = {r: max(0.01, share * max(c[r] for c in costs) + (1 - share) * min(c[r] for c in costs)) for r in names}
-    return Problem(free.widths, free.sites, free.constants, ceilings, free.pads)
+    return replace(free, ceilings=ceilings)
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,3 +91,13 @@ def test_of_equally_good_choices_the_cheaper_is_taken() -> None:
     work = {"int8": {"bytes": Coefficients(outputs=1.0)}}
     site = Site("s", Side(3), Side(0, {"a": 1}), {"int8": 0.0}, work)
     assert solve(Problem({"a": {8: 0.0, 4: 0.0}}, [site], {}, {"bytes": 100.0})).widths == {"a": 4}
+
+
+def test_a_block_goes_where_that_loses_least_and_its_layers_cost_nothing_then() -> None:
+    whole = chain(12)  # both layers at width 2 take 26
+    with pytest.raises(BudgetError):
+        solve(whole)
+    found = solve(replace(whole, blocks={"late": Droppable(3.0, ("second",))}))
+    assert (found.blocks, found.costs["latency"], found.precisions) == (("late",), 12, {"first": "int8"})
+    assert found.error == 3.5  # the width is free again: nothing that is left is narrowed
+    assert solve(replace(whole, ceilings={"latency": 52.0}, blocks={"late": Droppable(3.0, ("second",))})).blocks == ()

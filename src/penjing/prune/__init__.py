@@ -1,5 +1,6 @@
 """Pruning: decide which channels stay, cut the others, prove that nothing else changed."""
 
+from penjing.prune.blocks import Block as Block
 from penjing.prune.blocks import block_effects as block_effects
 from penjing.prune.blocks import drop_blocks as drop_blocks
 from penjing.prune.blocks import find_blocks as find_blocks

@@ -68,7 +68,7 @@ def _own_weights(add: fx.Node, shortcut: fx.Node, branch: fx.Node) -> tuple[str,
         return ()
     order = {n: i for i, n in enumerate(add.graph.nodes)}
     own = [n for n in inside if n.op == "get_attr" and all(u in computed for u in n.users)]
-    return tuple(dict.fromkeys(str(n.target) for n in sorted(own, key=lambda n: min(order[u] for u in n.users))))
+    return tuple(dict.fromkeys(str(n.target) for n in sorted(own, key=lambda n: (min(order[u] for u in n.users), order[n]))))
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

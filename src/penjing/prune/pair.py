@@ -1,7 +1,10 @@
-"""A network and what a plan makes of it, side by side: the same operations in the same order, on fewer channels."""
+"""A network and what a plan makes of it, side by side: the same operations in the same order, on fewer channels.
+
+Residual blocks that the plan drops have no counterpart; the sum that ended one has its shortcut's.
+"""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor, fx, nn
 from penjing.errors import PlanError
 from penjing.graph import Graph, capture
 from penjing.plan import ChannelPlan, Keep
+from penjing.prune.blocks import Block, find_blocks
 from penjing.score.products import Product, products
 
 _BELONG = "give the network that prune_channels made of this model with this plan"
@@ -22,7 +26,7 @@ class Pair:
 
     Attributes:
         keep: What the plan keeps of every tensor that the graphs read, by each of its names.
-        twin: The pruned network's node for each of the original's.
+        twin: The pruned network's node for each of the original's that has one.
         layers: By the original's node: the layer in both, where it is a matrix product of its own.
     """
 
@@ -37,21 +41,17 @@ class Pair:
         """Read both and lay them side by side.
 
         Raises:
-            PlanError: ``small`` is not what ``plan`` makes of ``model``, or the plan drops whole blocks.
+            PlanError: ``small`` is not what ``plan`` makes of ``model``.
             ModelError: A network cannot be read.
         """
-        if plan.blocks:
-            raise PlanError(
-                f"the plan drops whole blocks ({', '.join(plan.blocks)}), so the two networks cannot be compared step by step; "
-                "give as the original drop_blocks(model, plan.blocks, example), and a plan without blocks"
-            )
         dense, pruned = capture(model, example), capture(small, example)
-        twin = _twins(dense, pruned)
+        gone = _dropped(dense, plan.blocks)
+        twin = _twins(dense, pruned, gone)
         keep = _by_every_name(model, plan)
-        for name in {str(n.target) for n in dense.module.graph.nodes if n.op == "get_attr"} - dense.constants:
+        for name in {str(n.target) for n in twin if n.op == "get_attr"} - dense.constants:
             _check_shape(name, part_of(dense, name), part_of(pruned, name), keep.get(name, {}))
         ours = products(pruned)
-        layers = {n: (p, ours[twin[n]]) for n, p in products(dense).items() if twin[n] in ours}
+        layers = {n: (p, ours[twin[n]]) for n, p in products(dense).items() if twin.get(n) in ours}
         return cls(dense, pruned, keep, twin, layers)
 
     def kept(self, product: Product, y: Tensor) -> Tensor:
@@ -62,14 +62,42 @@ class Pair:
         return y.index_select(1 if product.kernel else y.ndim - 1, torch.tensor(index, device=y.device))
 
 
-def _twins(dense: Graph, small: Graph) -> dict[fx.Node, fx.Node]:
-    a, b = (list(g.module.graph.nodes) for g in (dense, small))
+def _dropped(graph: Graph, names: Sequence[str]) -> dict[fx.Node, Block]:
+    """The blocks that go, by the sum that ends each."""
+    nodes = {n.name: n for n in graph.module.graph.nodes}
+    blocks = {b.name: b for b in find_blocks(graph)} if names else {}
+    if unknown := [name for name in names if name not in blocks]:
+        raise PlanError(f"the plan drops the block {unknown[0]!r}, which the model does not have; it has {sorted(blocks)}")
+    return {nodes[blocks[name].add]: blocks[name] for name in names}
+
+
+def _twins(dense: Graph, small: Graph, gone: Mapping[fx.Node, Block]) -> dict[fx.Node, fx.Node]:
+    a, b = _needed(dense, gone), _needed(small, {})
     for x, y in zip(a, b, strict=False):
         if x.op != y.op or (x.op in ("call_function", "get_attr") and x.target != y.target):
             raise PlanError(f"the pruned model computes {y.target} where the original computes {x.target}; {_BELONG}")
     if len(a) != len(b):
         raise PlanError(f"the pruned model computes {len(b)} operations, the original {len(a)}; {_BELONG}")
-    return dict(zip(a, b, strict=True))
+    twin = dict(zip(a, b, strict=True))
+    for add in dense.module.graph.nodes:
+        if add in gone:
+            twin[add] = twin[_shortcut(add, gone)]
+    return twin
+
+
+def _shortcut(add: fx.Node, gone: Mapping[fx.Node, Block]) -> fx.Node:
+    value = add.args[gone[add].shortcut]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _needed(graph: Graph, gone: Mapping[fx.Node, Block]) -> list[fx.Node]:
+    """What is computed when these sums hand on their shortcuts; without tensors that nothing reads."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.module.graph.nodes):
+        if node in found or (not node.users and node.op != "get_attr") or node.op == "placeholder":
+            found.update([_shortcut(node, gone)] if node in gone else [node, *node.all_input_nodes])
+    return [n for n in graph.module.graph.nodes if n in found and n not in gone]
 
 
 def _by_every_name(model: nn.Module, plan: ChannelPlan) -> Keep:

@@ -97,15 +97,18 @@ def _march(pair: Pair, batches: Sequence[Batch], ridges: Sequence[float], genera
     dense, small = Flow(pair.dense, batches), Flow(pair.small, batches)
     for node in dense.nodes:
         dense.compute(node)
-        small.compute(pair.twin[node])
+        twin = pair.twin.get(node)
+        if twin is not None and twin not in small:
+            small.compute(twin)
         if node in pair.layers:
             target = _targets(pair, node, dense, small)
             gathered = _gathered(pair.layers[node][1], small, target, generator)
             if gathered is not None:
                 yield _improved(pair.small, pair.layers[node][1], *gathered, ridges)
-                small.compute(pair.twin[node])
+                small.compute(pair.layers[node][1].node)
         dense.drop(node)
-        small.drop(pair.twin[node])
+        if twin is not None:
+            small.drop(twin)
 
 
 def _targets(pair: Pair, node: fx.Node, dense: Flow, small: Flow) -> list[Tensor]:

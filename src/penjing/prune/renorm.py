@@ -99,16 +99,18 @@ def rescale(
     chosen = _inner(pair)
     dense, pruned = Flow(pair.dense, batches), Flow(pair.small, batches)
     for node in dense.nodes:
-        twin = pair.twin[node]
+        twin = pair.twin.get(node)
         dense.compute(node)
-        pruned.compute(twin)
+        if twin is not None and twin not in pruned:
+            pruned.compute(twin)
         if node in chosen:
             wide, ours = pair.layers[node]
             wanted = [pair.kept(wide, y) for y in dense[node]]
-            _match(pair.small, ours, pruned[twin], wanted)
-            pruned.compute(twin)
+            _match(pair.small, ours, pruned[ours.node], wanted)
+            pruned.compute(ours.node)
         dense.drop(node)
-        pruned.drop(twin)
+        if twin is not None:
+            pruned.drop(twin)
     scaled = copy.deepcopy(small)
     put_back(pair.small, scaled)
     return scaled

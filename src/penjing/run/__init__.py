@@ -4,7 +4,8 @@ What a stage made is kept in ``OUT/stages``, so that a run that was killed goes 
 each file whole.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -18,9 +19,11 @@ from penjing.run.confirm import confirm
 from penjing.run.job import Job
 from penjing.run.tables import choices, look
 from penjing.run.training import Trainer
-from penjing.search import Budget, Candidate, best, gallop, marked
+from penjing.search import Budget, Candidate, best, gallop, marked, over
 from penjing.settings import Settings as Settings
 from penjing.task import Task
+
+TIGHTER = 2  # times that a file which takes longer than allowed is made again, smaller
 
 
 def compress(
@@ -87,13 +90,19 @@ def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:
 
     widest, narrowest = maker.bounds()
     untrained = attempt(lambda: None, trained=False)
+    first = untrained(widest)
+    for _ in range(TIGHTER):
+        closer = _closer(tried[-1], widest, maker.ceilings)
+        if not narrowest <= closer < widest:
+            break
+        widest = closer
+        first = untrained(widest)
     if job.budget.wants_accuracy:  # the limits say how fast
-        untrained(widest)
         if maker.trainer.trains:
             attempt(lambda: None, trained=True)(widest)
         return _ordered(tried, job.budget)
     least_tried = widest
-    if untrained(widest) and job.settings.probes:
+    if first and job.settings.probes:
         least_tried = gallop(untrained, holds=widest, least=narrowest, trials=job.settings.probes)
     if maker.trainer.trains:
         trained = attempt(lambda: _source(tried), trained=True, trials=job.settings.attempts)
@@ -102,6 +111,12 @@ def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:
         if held or trained(widest):
             gallop(trained, holds=least_tried, least=narrowest, trials=trials if held else trials - 1)
     return _ordered(tried, job.budget)
+
+
+def _closer(made: Candidate, share: float, ceilings: Mapping[str, float]) -> float:
+    """A share that should keep the limit on latency, where the file made for ``share`` did not."""
+    most = ceilings.get("latency", math.inf)
+    return share if "latency" not in over(made.cost, ceilings) else 0.97 * share * most / made.cost.latency
 
 
 def _source(tried: list[Candidate]) -> Candidate | None:

@@ -12,11 +12,11 @@ from penjing.export import export
 from penjing.graph import Channels, capture
 from penjing.graph.layers import weighted
 from penjing.measure import macs
-from penjing.prune import allowed_widths
+from penjing.prune import Block, allowed_widths
 from penjing.quant import quantize, sensitivity
 from penjing.run.job import Job
 from penjing.score import Evidence
-from penjing.search import Damage, Prices, PriceSettings, Tables, in_power, measure_prices, narrowing
+from penjing.search import Damage, Prices, PriceSettings, Tables, dropping, in_power, measure_prices, narrowing
 from penjing.search.allocate import BESIDE, BYTES
 from penjing.task import as_tuple
 
@@ -51,9 +51,12 @@ def look(job: Job, found: Choices) -> Tables:
     with job.stage("measure what widths cost") as told:
         damage = _damage(job, evidence, found.widths)
         told["gave"] = f"{sum(len(row.errors) for row in damage.values())} widths of {len(damage)} groups"
+    with job.stage("measure what blocks are worth") as told:
+        blocks = _blocks(job)
+        told["gave"] = f"{len(blocks)} residual blocks that may go"
     with job.stage("measure what integers cost"):
         noise, beside = _integers(job)
-    return Tables(graph, evidence.channels, damage, noise, prices, beside)
+    return Tables(graph, evidence.channels, damage, noise, prices, beside, blocks)
 
 
 def _widths(job: Job, channels: Channels) -> dict[str, list[int]]:
@@ -99,6 +102,22 @@ def _damage(job: Job, evidence: Evidence, widths: Mapping[str, list[int]]) -> di
 
     work = macs(evidence.graph)
     return narrowing(evidence, widths, work=work, known=known, on_group=keep, progress=job.progress)
+
+
+def _blocks(job: Job) -> dict[str, float]:
+    """The error table of residual blocks; every error is kept as soon as it is there."""
+    if not job.settings.drop_blocks:
+        return {}
+    known: dict[str, float] = job.kept("blocks") or {}
+
+    def keep(names: str, error: float) -> None:
+        known[names] = error
+        job.keep("blocks", known)
+
+    def stay(block: Block) -> bool:
+        return any(fnmatch(weight, p) for weight in block.weights for p in job.settings.exclude)
+
+    return dropping(job.model, job.example, job.calibration, stay=stay, known=known, on_blocks=keep, progress=job.progress)
 
 
 def _integers(job: Job) -> tuple[dict[str, float], float]:

@@ -10,6 +10,7 @@ from penjing.search.budget import Limit as Limit
 from penjing.search.damage import Damage as Damage
 from penjing.search.damage import in_power as in_power
 from penjing.search.damage import narrowing as narrowing
+from penjing.search.drops import dropping as dropping
 from penjing.search.gallop import gallop as gallop
 from penjing.search.knapsack import Allocation as Allocation
 from penjing.search.ladder import Candidate as Candidate

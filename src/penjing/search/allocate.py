@@ -1,14 +1,15 @@
-"""From a network, its tables and a budget to a knapsack, and from the knapsack's answer to widths and precisions."""
+"""From a network, its tables and a budget to a knapsack, and from its answer to widths, precisions and blocks that go."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from penjing.graph import Channels, Graph
 from penjing.graph.layers import Weighted, weighted
 from penjing.measure import layers
+from penjing.prune import find_blocks
 from penjing.search.damage import Damage
-from penjing.search.knapsack import Allocation, Problem, Side, Site, priced, solve
+from penjing.search.knapsack import Allocation, Droppable, Problem, Side, Site, priced, solve
 from penjing.search.price_fit import Coefficients
 from penjing.search.prices import Prices
 
@@ -28,6 +29,7 @@ class Tables:
         noise: By the layer's node, what its integers cost; layers without an entry run in integers at no cost.
         prices: What layers cost in time.
         beside: Bytes of the file that are no layer's.
+        blocks: What leaving out each residual block and all before it costs in accuracy; blocks without an entry stay.
     """
 
     graph: Graph
@@ -36,33 +38,51 @@ class Tables:
     noise: Mapping[str, float]
     prices: Prices
     beside: float
+    blocks: Mapping[str, float] = field(default_factory=dict)
 
 
-def allocate(tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int] | None = None) -> Allocation:
-    """The widths and precisions that lose least within the ceilings.
+def allocate(
+    tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int] | None = None, gone: Sequence[str] = ()
+) -> Allocation:
+    """The widths, precisions and blocks that lose least within the ceilings.
 
     Args:
         ceilings: Of ``latency`` (ms), ``bytes``, ``macs`` and ``memory`` (bytes of activations); what is not named is free.
         most: The widths that groups have now, where the network was cut before.
+        gone: Blocks that were left out before; they are not told again.
 
     Raises:
         BudgetError: See ``solve``.
     """
-    return solve(problem(tables, ceilings, most=most or {}))
+    return solve(problem(tables, ceilings, most=most or {}, gone=gone))
 
 
-def problem(tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int]) -> Problem:
+def problem(tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int], gone: Sequence[str] = ()) -> Problem:
     """The knapsack."""
     widths = {
         name: {w: e for w, e in row.errors.items() if w <= most.get(name, w)} or {most[name]: 0.0}
         for name, row in tables.damage.items()
     }
-    sites = _sites(tables, widths, with_memory="memory" in ceilings)
+    blocks = _droppable(tables)
+    left_out = {site for name in gone for site in blocks[name].sites}
+    sites = [s for s in _sites(tables, widths, with_memory="memory" in ceilings) if s.name not in left_out]
     limits = {r: v for r, v in ceilings.items() if r != "memory"}
     if "memory" in ceilings:
         limits |= {r: ceilings["memory"] for s in sites for c in s.costs.values() for r in c if r.startswith(MEMORY)}
     constants = {"latency": tables.prices.constant["int8"], "bytes": tables.beside}
-    return Problem(widths, sites, constants, limits, {"latency": tables.prices.padded})
+    may_go = {name: b for name, b in blocks.items() if name not in gone}
+    return Problem(widths, sites, constants, limits, {"latency": tables.prices.padded}, may_go)
+
+
+def _droppable(tables: Tables) -> dict[str, Droppable]:
+    """The blocks that may go, in order, with what each adds to the error and the nodes of its layers."""
+    nodes = {layer.weight: layer.node.name for layer in weighted(tables.graph)}
+    weights = {b.name: b.weights for b in find_blocks(tables.graph)} if tables.blocks else {}
+    before = [0.0, *tables.blocks.values()]
+    return {
+        name: Droppable(error - less, tuple(nodes[w] for w in weights[name] if w in nodes))
+        for (name, error), less in zip(tables.blocks.items(), before, strict=False)
+    }
 
 
 def _sites(tables: Tables, widths: Mapping[str, Mapping[int, float]], *, with_memory: bool) -> list[Site]:
@@ -124,11 +144,11 @@ def _positions(node: object, layer: Weighted) -> int:
 
 
 def extremes(tables: Tables) -> tuple[Allocation, Allocation]:
-    """The whole network, and the narrowest, both in integers."""
+    """The whole network, and the narrowest without all blocks that may go, both in integers."""
     whole = problem(tables, {}, most={})
     integers = {s.name: "int8" for s in whole.sites}
     widths = [{name: pick(row) for name, row in whole.widths.items()} for pick in (max, min)]
-    wide, narrow = (priced(whole, w, integers) for w in widths)
+    wide, narrow = (priced(whole, w, integers, gone) for w, gone in zip(widths, ([], list(whole.blocks)), strict=True))
     return wide, narrow
 
 

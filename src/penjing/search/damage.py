@@ -65,13 +65,13 @@ def narrowing(
         DataError: There is no data, or the network does not take it.
     """
     found = dict(known or {})
-    fitted, judged = _parted(calibration(evidence.data, evidence.graph))
+    fitted, judged = parted(calibration(evidence.data, evidence.graph))
     groups = [g for g in evidence.channels.groups if g.name in widths]
     todo = [g for g in groups if g.name not in found]
     if not todo:
         return found
     # As many samples for a call that goes on as for one that was not interrupted: all groups count, not those left.
-    judge = _Judge(evidence, _few(judged, int(WORK / max(1, work * len(groups) * POINTS))))
+    judge = _Judge(evidence, few(judged, int(WORK / max(1, work * len(groups) * POINTS))))
     reading = Reading.of(Evidence(evidence.graph, evidence.channels, fitted))
     mine = {}
     with progress("error table", len(todo)) as advance:
@@ -88,7 +88,7 @@ def narrowing(
     return found
 
 
-def _parted(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+def parted(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Three quarters of the samples to fit on, one to judge by; where there are few, all serve both."""
     samples = sum(len(b[0]) for b in batches)
     if samples < 2 * LEAST:
@@ -103,7 +103,8 @@ def _split(whole: Batch, size: int) -> list[Batch]:
     return list(zip(*(x.split(size) for x in whole), strict=True))
 
 
-def _few(batches: Sequence[Batch], most: int) -> list[Batch]:
+def few(batches: Sequence[Batch], most: int) -> list[Batch]:
+    """The first batches, of that many samples at most, or of ``LEAST``."""
     left, found = max(LEAST, most), []
     for batch in batches:
         found.append(tuple(x[:left] for x in batch))

@@ -1,10 +1,10 @@
-"""One multiple-choice knapsack over widths and precisions, under all limits at once, solved exactly.
+"""One multiple-choice knapsack over widths, precisions and whole blocks, under all limits at once, solved exactly.
 
-Every group takes one of its widths and every layer one of its precisions. Errors add up; a layer's cost depends on the widths
-of what it reads and of what it writes *together*, and on its precision. Such products become linear with one variable for each
-pair of widths (and precision) whose sums are tied to the single choices; then branch and bound (HiGHS, by scipy) is exact.
-Multiple-choice knapsack for pruning: SPDY (Frantar and Alistarh 2022, arXiv:2203.02461); pairs of widths: MDP (Sun et al.
-2024, arXiv:2406.12079).
+Every group takes one of its widths, and every layer one of its precisions or, with its block, none. Errors add up; a layer's
+cost depends on the widths of what it reads and of what it writes *together*, and on its precision. Such products become linear
+with one variable for each pair of widths (and precision) whose sums are tied to the single choices; then branch and bound
+(HiGHS, by scipy) is exact. Multiple-choice knapsack for pruning: SPDY (Frantar and Alistarh 2022, arXiv:2203.02461); pairs of
+widths: MDP (Sun et al. 2024, arXiv:2406.12079).
 """
 
 import itertools
@@ -56,6 +56,14 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Droppable:
+    """Layers that may go together, and what their absence adds to the loss of accuracy."""
+
+    error: float
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What there is to choose.
 
@@ -64,6 +72,7 @@ class Problem:
         constants: By resource, what costs the same whatever is chosen.
         ceilings: By resource, the most that may be spent; resources without one are told and free.
         pads: By resource, how a number of channels is rounded up.
+        blocks: What may go as a whole, each only with all before it; no layer is in two of them.
     """
 
     widths: Mapping[str, Mapping[int, float]]
@@ -71,6 +80,7 @@ class Problem:
     constants: Mapping[str, float]
     ceilings: Mapping[str, float]
     pads: Mapping[str, Callable[[int], int]] = field(default_factory=dict)
+    blocks: Mapping[str, Droppable] = field(default_factory=dict)
 
     @property
     def resources(self) -> list[str]:
@@ -91,14 +101,20 @@ class Allocation:
     precisions: Mapping[str, str]  # by the layer's name
     error: float
     costs: Mapping[str, float]
+    blocks: tuple[str, ...] = ()  # that go
 
 
-def priced(problem: Problem, widths: Mapping[str, int], precisions: Mapping[str, str]) -> Allocation:
-    """Any choice with its error and costs."""
-    error = sum(problem.widths[g][w] for g, w in widths.items()) + sum(s.errors[precisions[s.name]] for s in problem.sites)
-    costs = {r: problem.constants.get(r, 0.0) + sum(_cost(problem, s, r, widths, precisions) for s in problem.sites)
+def priced(
+    problem: Problem, widths: Mapping[str, int], precisions: Mapping[str, str], blocks: Sequence[str] = ()
+) -> Allocation:
+    """Any choice with its error and costs; precisions of layers whose block goes do not count."""
+    gone = {name for b in blocks for name in problem.blocks[b].sites}
+    sites = [s for s in problem.sites if s.name not in gone]
+    error = sum(problem.widths[g][w] for g, w in widths.items()) + sum(s.errors[precisions[s.name]] for s in sites)
+    error += sum(problem.blocks[b].error for b in blocks)
+    costs = {r: problem.constants.get(r, 0.0) + sum(_cost(problem, s, r, widths, precisions) for s in sites)
              for r in problem.resources}  # fmt: skip
-    return Allocation(dict(widths), dict(precisions), error, costs)
+    return Allocation(dict(widths), {s.name: precisions[s.name] for s in sites}, error, costs, tuple(blocks))
 
 
 def _cost(p: Problem, site: Site, resource: str, widths: Mapping[str, int], precisions: Mapping[str, str]) -> float:
@@ -141,20 +157,25 @@ def _unheard() -> Iterator[None]:
 
 
 class _Program:
-    """The knapsack as a mixed-integer linear program: columns, rows of equalities, and one row a resource."""
+    """The knapsack as a mixed-integer linear program: columns, rows that tie them, and one row a resource."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.errors: list[float] = []  # by column
         self.whole: list[int] = []
-        self.equal: list[tuple[dict[int, float], float]] = []
+        self.tied: list[tuple[dict[int, float], float, float]] = []  # each with the least and the most of its sum
         self.spent: dict[str, dict[int, float]] = {r: {} for r in problem.resources}
         self.width = {g: {w: self._column(e, 1) for w, e in row.items()} for g, row in problem.widths.items()}
         for columns in self.width.values():
-            self.equal.append((dict.fromkeys(columns.values(), 1.0), 1.0))
+            self.tied.append((dict.fromkeys(columns.values(), 1.0), 1.0, 1.0))
+        self.gone = {name: self._column(b.error, 1) for name, b in problem.blocks.items()}
+        for first, second in itertools.pairwise(self.gone.values()):
+            self.tied.append(({second: 1.0, first: -1.0}, -1.0, 0.0))
+        self.block = {site: self.gone[name] for name, b in problem.blocks.items() for site in b.sites}
         self.precision = {s.name: {p: self._column(s.errors[p], 1) for p in s.errors} for s in problem.sites}
         for site in problem.sites:
-            self.equal.append((dict.fromkeys(self.precision[site.name].values(), 1.0), 1.0))
+            none = {self.block[site.name]: 1.0} if site.name in self.block else {}
+            self.tied.append((dict.fromkeys(self.precision[site.name].values(), 1.0) | none, 1.0, 1.0))
             self._site(site)
 
     def least_error(self) -> Allocation | None:
@@ -221,18 +242,20 @@ class _Program:
         return cost
 
     def _pairs(self, site: Site, g: str, h: str) -> dict[tuple[str, int, int], int]:
-        """A variable for each precision and pair of widths, whose sums are the single choices."""
+        """A variable for each precision and pair of widths, whose sums are the single choices, or zero where its block goes."""
         precisions = self.precision[site.name]
         first, second = (self.width.get(x, {0: -1}) for x in (g, h))
         pairs = [(w, w) for w in first] if g == h else list(itertools.product(first, second))
         columns = {(p, w, v): self._column(0.0, 0) for p in precisions for w, v in pairs}
+        may_go = site.name in self.block
         for group, chosen, at in ((g, first, 1), (h, second, 2)):
             if group:
                 for width, single in chosen.items():
-                    self.equal.append(({c: 1.0 for k, c in columns.items() if k[at] == width} | {single: -1.0}, 0.0))
-        if len(precisions) > 1 or not (g or h):
+                    row = {c: 1.0 for k, c in columns.items() if k[at] == width} | {single: -1.0}
+                    self.tied.append((row, -1.0 if may_go else 0.0, 0.0))
+        if len(precisions) > 1 or may_go or not (g or h):
             for p, single in precisions.items():
-                self.equal.append(({c: 1.0 for k, c in columns.items() if k[0] == p} | {single: -1.0}, 0.0))
+                self.tied.append(({c: 1.0 for k, c in columns.items() if k[0] == p} | {single: -1.0}, 0.0, 0.0))
         return columns
 
     def _solved(self, objective: np.ndarray, ceilings: Mapping[str, float], excess: int | None = None) -> Allocation | None:
@@ -255,8 +278,8 @@ class _Program:
     def _rows(self, ceilings: Mapping[str, float], excess: int | None) -> tuple[Any, np.ndarray, np.ndarray]:
         from scipy.sparse import coo_array
 
-        rows = [row for row, _ in self.equal]
-        low = high = [value for _, value in self.equal]
+        rows = [row for row, _, _ in self.tied]
+        low, high = [least for _, least, _ in self.tied], [most for _, _, most in self.tied]
         for resource, most in ceilings.items():
             constant = self.problem.constants.get(resource, 0.0)
             row = {c: v / most for c, v in self.spent[resource].items()}
@@ -270,4 +293,4 @@ class _Program:
     def _chosen(self, x: np.ndarray) -> Allocation:
         widths = {g: max(columns, key=lambda w: x[columns[w]]) for g, columns in self.width.items()}
         precisions = {s: max(columns, key=lambda p: x[columns[p]]) for s, columns in self.precision.items()}
-        return priced(self.problem, widths, precisions)
+        return priced(self.problem, widths, precisions, [name for name, column in self.gone.items() if x[column] > 0.5])

@@ -37,6 +37,7 @@ class Candidate:
         kind: "original", "float", "untrained", "trained" or "quantization-aware".
         share: Of the latency of the whole network in integers that it was made for.
         widths: Of the groups that were cut.
+        blocks: Residual blocks that were left out.
         floats: Layers that were left in float, by the names of their nodes.
         predicted: The latency that the tables promised.
         steps: Of training, and of those the ones in integers.
@@ -50,6 +51,7 @@ class Candidate:
     share: float
     cost: Cost
     widths: Mapping[str, int] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     floats: tuple[str, ...] = ()
     predicted: float | None = None
     steps: int = 0
@@ -65,7 +67,8 @@ class Candidate:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Candidate":
         """Read what ``to_json`` gave."""
-        return cls(**{**value, "cost": Cost(**value["cost"]), "floats": tuple(value["floats"])})
+        names = {key: tuple(value[key]) for key in ("blocks", "floats")}
+        return cls(**{**value, "cost": Cost(**value["cost"]), **names})
 
 
 def marked(candidate: Candidate, reference: float, ceilings: Mapping[str, float], budget: Budget) -> Candidate:
