@@ -1,5 +1,6 @@
 import pytest
 
+from penjing.cli.distill import _loss
 from penjing.distill import LOSSES, kl, loss_named
 from penjing.errors import RecipeError
 from tests.distill.lessons import STUDENT, TEACHER, whole
@@ -27,3 +28,12 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 def test_settings_that_do_not_fit_are_refused(name: str, settings: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=f"loss {name}: .*{says}"):
         loss_named(name, **settings)
+
+
+def test_the_command_line_takes_numbers_and_names_of_modules() -> None:
+    assert isinstance(_loss("kl:temperature=2"), type(loss_named("kl", temperature=2.0)))
+    hint = _loss("hint:student=layer3,teacher=features.12")
+    assert isinstance(hint, type(loss_named("hint", student="layer3", teacher="features.12")))
+    for text in ("kl:temperature", "kl:temperature=", "hint:=layer3"):
+        with pytest.raises(RecipeError, match="not understood"):
+            _loss(text)

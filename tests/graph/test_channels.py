@@ -39,7 +39,7 @@ def test_the_textbook_s_example() -> None:
     assert {(a.name, a.dim) for a in first.axes} == {("0.weight", 0), ("0.bias", 0), ("3.weight", 1)}
     assert {(a.name, a.dim) for a in second.axes} == {("3.weight", 0), ("3.bias", 0), ("7.weight", 1)}
     columns = next(a.index for a in second.axes if a.name == "7.weight")
-    assert torch.equal(columns, torch.arange(8 * 16).view(8, 16))  # a channel's 4x4 map lies together after flatten
+    assert torch.equal(columns, torch.arange(8 * 64).view(8, 64))  # a channel's 8x8 map lies together after flatten
     assert channels.reads == {("0.weight", 1), ("3.weight", 1), ("7.weight", 1)}
 
 

@@ -83,7 +83,7 @@ def test_precision_is_bought_where_it_is_worth_most() -> None:
 
 
 def test_what_cannot_be_met_is_said_with_what_comes_nearest() -> None:
-    with pytest.raises(BudgetError, match=r"latency of 26 where at most 20 was asked"):
+    with pytest.raises(BudgetError, match=r"latency of 26 ms where at most 20 ms was asked"):
         solve(chain(20))
 
 

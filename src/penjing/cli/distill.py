@@ -97,17 +97,17 @@ def _example(task: Task) -> tuple[Any, ...]:
 
 
 def _loss(text: str) -> TeacherLoss:
-    """``kl:temperature=2`` as a loss."""
+    """``kl:temperature=2`` or ``hint:student=layer3,teacher=features.12`` as a loss."""
     name, _, rest = text.partition(":")
-    settings: dict[str, float] = {}
+    settings: dict[str, float | str] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
+        if not (equals and key and value):
+            raise RecipeError(f"--loss {text!r} is not understood at {part!r}; write e.g. kl:temperature=2")
         try:
             settings[key] = float(value)
-        except ValueError as e:
-            raise RecipeError(f"--loss {text!r} is not understood at {part!r}; write e.g. kl:temperature=2") from e
-        if not equals:
-            raise RecipeError(f"--loss {text!r} is not understood at {part!r}; write e.g. kl:temperature=2")
+        except ValueError:  # the name of a module
+            settings[key] = value
     return loss_named(name, **settings)
 
 

@@ -4,6 +4,7 @@ from penjing.export.artifact import RUNTIMES as RUNTIMES
 from penjing.export.artifact import Agreement as Agreement
 from penjing.export.artifact import Artifact as Artifact
 from penjing.export.artifact import Runner as Runner
+from penjing.export.artifact import Runtime as Runtime
 from penjing.export.artifact import agreement as agreement
 from penjing.export.artifact import torch_outputs as torch_outputs
 from penjing.export.kernels import Kernel as Kernel

@@ -40,7 +40,7 @@ class Runtime(Protocol):
         """The runtime's version."""
 
 
-RUNTIMES: Mapping[str, Runtime] = {"onnxruntime": onnxruntime, "openvino": openvino}
+RUNTIMES: dict[str, Runtime] = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 @dataclass(frozen=True)

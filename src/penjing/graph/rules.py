@@ -36,8 +36,8 @@ _ELEMENTWISE = _overloads(
     "bitwise_and", "bitwise_or", "nan_to_num", "erfc", "expm1", "log1p", "log2", "log10", "tan", "atan", "sinh", "cosh",
     "trunc", "frac", "remainder", "fmod", "floor_divide", "true_divide", "multiply", "subtract", "lerp", "xlogy", "copysign",
     "atan2", "isnan", "isinf", "isfinite", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "masked_fill",
-    "type_as",
-    "float_power", "logaddexp", "hypot", "relu_", "bernoulli", "new_zeros_like",
+    "type_as", "float_power", "logaddexp", "hypot", "relu_", "bernoulli", "new_zeros_like", "asin", "acos", "asinh", "acosh",
+    "atanh", "sinc",
 )  # fmt: skip
 _POOLING = _overloads(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",

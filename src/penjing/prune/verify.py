@@ -20,7 +20,10 @@ from penjing.prune.double import Double
 from penjing.prune.masked import Masked
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest value of the output
-_CURE = "its forward handles channels in a way that was not understood; leave these layers whole with exclude=[...]"
+_CURE = (
+    "its forward handles channels in a way that was not understood, or the plan is not one that was made for it; "
+    "leave these layers whole with exclude=[...]"
+)
 
 
 def verify_pruned(model: nn.Module, small: nn.Module, plan: ChannelPlan, example: tuple[Tensor, ...]) -> float:

@@ -5,6 +5,7 @@ from penjing.quant.grids import Grid as Grid
 from penjing.quant.learned import learn_steps as learn_steps
 from penjing.quant.learned import settle as settle
 from penjing.quant.observers import OBSERVERS as OBSERVERS
+from penjing.quant.observers import Observer as Observer
 from penjing.quant.place import Placement as Placement
 from penjing.quant.quantize import Quantizer as Quantizer
 from penjing.quant.quantize import quantize as quantize

@@ -133,8 +133,8 @@ def mean_centered(low: Tensor, high: Tensor, mean: Tensor, bits: int = 8) -> Gri
     lie around the mean instead of around the middle of the range, so its step is never smaller than ``affine``'s: as large
     where the mean is the middle, 1.8 to 2 times (5 to 7 dB; up to one bit) on what comes out of a ReLU. On weights, whose
     mean is near 0, it gives what ``symmetric`` gives. Its zero ``-mean / alpha`` is no integer; rounded, as here and in the
-    file, 0 is exact and padding costs nothing. OpenVINO has no int8 convolution for weights with a zero point: there they run
-    in float.
+    file, 0 is exact and padding costs nothing. OpenVINO has no int8 convolution for weights with a zero point: there
+    convolutions run in float, linear layers do not.
     """
     _, half = levels(bits, signed=True)
     low, high = low.clamp(max=0).double(), high.clamp(min=0).double()

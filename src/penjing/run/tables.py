@@ -82,7 +82,12 @@ def _prices(job: Job) -> Prices:
         job.model,
         job.example,
         target=job.profile.name,
-        settings=PriceSettings(batch=job.settings.batch, threads=job.threads, samples=job.settings.samples),
+        settings=PriceSettings(
+            batch=job.settings.batch,
+            threads=job.threads,
+            samples=job.settings.samples,
+            seconds=min(PriceSettings.seconds, job.settings.seconds),
+        ),
         ledger=job.ledger,
         fresh=job.settings.fresh,
         progress=job.progress,

@@ -9,9 +9,10 @@ from torch import fx, nn
 
 import penjing.result as told
 from penjing.export import RUNTIMES, Artifact, agreement, left_in_float, torch_outputs
-from penjing.files import whole_file, write_json, write_tensors
+from penjing.files import whole_file, write_json
 from penjing.graph import capture
 from penjing.measure import Judgement, Paired, compare, generalization, layers, machine, macs, parameters, peak_memory
+from penjing.prune.store import save
 from penjing.report import write_report
 from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker, Net
@@ -77,7 +78,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
     with whole_file(job.out / told.ARTIFACT) as part:
         shutil.copyfile(shipped.artifact.path, part)
     shipped.net.plan.save(job.out / told.PLAN)
-    write_tensors(job.out / told.WEIGHTS, shipped.net.module.state_dict())
+    save(job.out / told.WEIGHTS, shipped.net.module, shipped.net.plan, job.example)
     write_report(data, job.out / told.REPORT)
     write_json(job.out / told.RESULT, data)
 

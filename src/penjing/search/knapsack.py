@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from penjing.errors import BudgetError
+from penjing.search.ladder import shown
 from penjing.search.price_fit import Coefficients
 
 NODES = 5_000  # of the search tree; a limit in time would give another answer on a busy day
@@ -134,7 +135,7 @@ def solve(problem: Problem) -> Allocation:
     if found is None:
         nearest = program.least_excess()
         over = [
-            f"{r} of {nearest.costs[r]:.4g} where at most {most:.4g} was asked"
+            f"{r} of {shown(r, nearest.costs[r])} where at most {shown(r, most)} was asked"
             for r, most in problem.ceilings.items()
             if nearest.costs[r] > most * (1 + 1e-9)
         ]

@@ -110,5 +110,5 @@ def best(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
 
 def shown(name: str, value: float) -> str:
     """A cost with its unit."""
-    unit, size = UNITS[name]
+    unit, size = UNITS[name.partition(" ")[0]]  # "memory at" a layer is memory
     return f"{value / size:.3g} {unit}"

@@ -28,13 +28,13 @@ class Training:
     mixup: float = 0.0  # the most of another sample that is mixed into each
     cutmix: float = 0.0  # share of batches that get a rectangle of another sample instead
     smoothing: float = 0.0  # of labels: so much of the probability is spread over all classes
-    watch: bool = False  # take the metric on ``task.search`` after every epoch
+    watch: bool = False  # take the metric on task.search after every epoch
     patience: int = 0  # stop after so many epochs without a better metric; 0: never
     keep: str = "last"  # or "best": hand back the epoch with the best metric
     hold_zeros: bool = True  # weights that are exactly zero, where not all of their tensor are, stay zero: they are a mask
-    scale_lr: float = 1.0  # share of ``lr`` for the steps, offsets and bounds that ``learn_steps`` made
+    scale_lr: float = 1.0  # share of lr for the steps, offsets and bounds that learn_steps made
     freezing: Freezing | None = None  # of weights that swing between two integers; for quantized networks
-    seed: int = 0
+    seed: int = 0  # of all chance
 
     def __post_init__(self) -> None:
         for name, low, high in (

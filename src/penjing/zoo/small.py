@@ -16,9 +16,9 @@ def two_convolutions(*, width: int = 64, channels: int = 3, classes: int = 10) -
         nn.MaxPool2d(2, 2),
         nn.Conv2d(width, 2 * width, 3, padding=1),
         nn.ReLU(),
-        nn.MaxPool2d(4, 4),
+        nn.MaxPool2d(2, 2),
         nn.Flatten(),
-        nn.Linear(2 * width * 16, classes),
+        nn.Linear(2 * width * 64, classes),
     )
 
 

@@ -1,0 +1,79 @@
+"""What lies in examples and recipes works: recipes are valid and short, notebooks run and their stored outputs are small."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penjing.recipe import load_model, load_task, look_in, read_recipe
+from penjing.search import Budget
+from penjing.task import check_task
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+NOISE = re.compile(r"/tmp|/home|/root|u001b|\\\\r|it/s|Traceback|Warning")  # of one machine, or of bars
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(RECIPES) >= 5
+    assert [p.name for p in NOTEBOOKS] == ["by_hand.ipynb", "compress.ipynb"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_recipe_is_short_and_says_how_it_is_run(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) < 25
+    assert max(map(len, lines)) <= 128
+    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert f"penjing compress recipes/{path.name}" in lines[2]
+
+
+def test_the_networks_of_the_recipes_take_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))  # look_in changes the path; this puts it back
+    pairs = {(recipe.model, recipe.data): recipe for recipe in map(read_recipe, RECIPES)}
+    assert len(pairs) >= 2
+    for recipe in pairs.values():
+        assert recipe.modules is not None
+        look_in(recipe.modules)
+        assert check_task(load_task(recipe.data), load_model(recipe.model))
+
+
+def test_no_two_recipes_ask_for_the_same() -> None:
+    asked = [(recipe.model, recipe.target, recipe.budget, recipe.settings) for recipe in map(read_recipe, RECIPES)]
+    assert len({repr(a) for a in asked}) == len(RECIPES)
+    assert {a[1] for a in asked} == {"onnxruntime", "openvino"}
+    limits = {name for _, _, budget, _ in asked for name in budget.limits()}
+    assert limits >= {"latency", "bytes", "memory"}
+    assert any(budget.goal == "accuracy" and budget != Budget() for _, _, budget, _ in asked)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_notebook_is_stored_as_it_ran_once_from_above_to_below(path: Path) -> None:
+    held: dict[str, Any] = json.loads(path.read_text())
+    cells = [c for c in held["cells"] if c["cell_type"] == "code"]
+    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1))
+    outputs = json.dumps([c["outputs"] for c in cells])
+    assert not NOISE.search(outputs.replace("\\n", "\n"))
+    assert path.stat().st_size < 30_000
+    assert any("%" in json.dumps(c["outputs"]) for c in cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what it writes goes with the test
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    assert os.environ["PENJING_CACHE"]  # not the user's own ledger
+    notebook = nbformat.read(path, 4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    client.execute()
+    said = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", ()))
+    assert "layers run in int8" in said
