@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from penjing.errors import ModelError, PenjingError, RecipeError
+from penjing.export import export
 from penjing.recipe import found, load_model, load_task, load_weights
 
 MODULE = """
@@ -98,3 +99,15 @@ def test_weights_that_are_not_there_or_not_tensors(tmp_path: Path) -> None:
     for path in (tmp_path / "w.safetensors", tmp_path / "none.safetensors"):
         with pytest.raises(PenjingError, match="cannot read tensors"):
             load_weights(nn.Linear(1, 1), path)
+
+
+def test_an_onnx_file_is_a_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval(), torch.randn(3, 1, 6, 6)
+    file = export(net, (x,), tmp_path / "net.onnx", target="onnxruntime").path
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(str(file))(x), net(x))
+    with pytest.raises(RecipeError, match="has its own"):
+        load_model(str(file), tmp_path / "weights.safetensors")
+    with pytest.raises(PenjingError, match="nowhere.onnx"):
+        load_model(str(tmp_path / "nowhere.onnx"))

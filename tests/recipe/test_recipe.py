@@ -181,3 +181,15 @@ def test_the_examples_are_recipes(path: Path) -> None:
 def test_the_schema_beside_the_examples_is_the_one_that_is_printed() -> None:
     """If not: penjing recipe --schema > recipes/recipe.schema.json"""
     assert json.loads((EXAMPLES / "recipe.schema.json").read_text()) == recipe_schema()
+
+
+def test_an_onnx_file_lies_beside_the_recipe_and_moves_with_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    recipe = tmp_path / "a" / "recipe.yaml"
+    recipe.write_text("model: ../nets/mine.onnx\ndata: my:task\nout: out\n")
+    found = read_recipe(recipe)
+    assert found.model == str(tmp_path / "nets" / "mine.onnx")
+    dump_recipe(found, tmp_path / "again.yaml")
+    assert "model: nets/mine.onnx" in (tmp_path / "again.yaml").read_text()
+    assert read_recipe(tmp_path / "again.yaml").model == found.model
+    assert read_recipe(None, {"model": "mine.onnx", "data": "my:task", "out": "o"}).model == "mine.onnx"

@@ -26,7 +26,7 @@ SAMPLES = 512  # of the training data, for criteria and refits that look at data
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 console, errors = Console(), Console(stderr=True)
 
-Model = Annotated[str, typer.Option(help="The network's factory, as package.module:function.")]
+Model = Annotated[str, typer.Option(help="The network's factory, as package.module:function, or an ONNX file.")]
 Weights = Annotated[Path | None, typer.Option(help="Its weights, as safetensors; or what `penjing prune` wrote.")]
 Data = Annotated[str, typer.Option(help="A function that returns a penjing.Task, as package.module:function.")]
 Target = Annotated[str, typer.Option(help="The runtime it is for: onnxruntime or openvino.")]

@@ -53,7 +53,7 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     recipe: Annotated[
         Path | None, typer.Argument(help="A YAML file that says all this; what options say goes before it.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The network's factory, as package.module:function.")] = None,
+    model: Annotated[str | None, typer.Option(help="The network's factory, as package.module:function, or an ONNX file.")] = None,
     weights: Weights = None,
     data: Annotated[str | None, typer.Option(help="A function that returns a penjing.Task: package.module:function.")] = None,
     target: Annotated[str | None, typer.Option(help="The runtime it is for: onnxruntime (if not given) or openvino.")] = None,

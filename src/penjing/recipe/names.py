@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from penjing.errors import ModelError, PenjingError, RecipeError
 from penjing.files import read_tensors
+from penjing.graph import load_onnx
 from penjing.task import Task
 
+ONNX = ".onnx"  # what names of files end with that are networks of their own
 SHOWN = 3  # names of weights in an error
 
 
@@ -50,10 +52,16 @@ def look_in(folder: Path) -> None:
 def load_model(where: str, weights: Path | None = None) -> nn.Module:
     """The network that the factory (or module instance) at ``where`` gives, with the weights of a safetensors file.
 
+    Or that of an ONNX file, which has its own weights.
+
     Raises:
         RecipeError: ``where`` leads nowhere or gives something else.
-        ModelError: The weights do not fit; names the first that differ.
+        ModelError: The weights do not fit; names the first that differ. Or an ONNX file cannot be read.
     """
+    if where.endswith(ONNX):
+        if weights is not None:
+            raise RecipeError(f"weights are given for {where!r}, but an ONNX file has its own; leave --weights out")
+        return load_onnx(where).eval()
     given = _called(found(where, "--model"), where, "--model")
     if not isinstance(given, nn.Module):
         raise RecipeError(f"--model {where!r} gives {type(given).__name__}; give a function that returns a torch.nn.Module")

@@ -10,6 +10,7 @@ from typing import Any
 from penjing.errors import RecipeError
 from penjing.files import whole_file
 from penjing.recipe.marked import parse_yaml, read_yaml, yaml_value
+from penjing.recipe.names import ONNX
 from penjing.recipe.schema import WORDS, Key, comments, instance, json_schema
 from penjing.search import Budget
 from penjing.settings import Settings
@@ -22,7 +23,7 @@ PATHS = ("out", "weights", "modules")  # the keys that hold paths
 class Recipe:
     """What ``penjing compress`` is asked for; relative paths start from the folder of the recipe."""
 
-    model: str  # the network's factory, as package.module:function
+    model: str  # the network's factory, as package.module:function, or an ONNX file
     data: str  # a function that returns a penjing.Task, as package.module:function
     out: Path  # a new or empty folder for the results, or that of the run to go on with
     weights: Path | None = None  # of the network, as safetensors; or what `penjing prune` wrote
@@ -49,7 +50,7 @@ def read_recipe(path: Path | None, *options: Mapping[str, Any]) -> Recipe:
     given: dict[str, Any] = functools.reduce(_over, options, {})
     if path:
         said["modules"] = "." if said.get("modules") is None else said["modules"]
-        said |= {k: str((path.parent / said[k]).resolve()) for k in PATHS if isinstance(said.get(k), str)}
+        said |= {k: str((path.parent / said[k]).resolve()) for k in _paths(said) if isinstance(said.get(k), str)}
 
     def where(key: Key) -> str:
         if path is None or _holds(given, key):
@@ -58,6 +59,11 @@ def read_recipe(path: Path | None, *options: Mapping[str, Any]) -> Recipe:
 
     made: Recipe = instance(Recipe, _over(said, given), where)
     return made
+
+
+def _paths(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys whose values are paths."""
+    return (*PATHS, "model") if str(said.get("model", "")).endswith(ONNX) else PATHS
 
 
 def option(text: str) -> dict[str, Any]:
@@ -81,7 +87,8 @@ def dump_recipe(recipe: Recipe, path: Path) -> None:
     Its paths are relative to its own folder, so that it moves together with what it names.
     """
     folder = path.parent.resolve()
-    moved = {k: os.path.relpath(p.resolve(), folder) for k in PATHS if (p := getattr(recipe, k)) is not None}
+    said = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    moved = {k: os.path.relpath(Path(said[k]).resolve(), folder) for k in _paths(said) if said[k] is not None}
     with whole_file(path) as part:
         part.write_text("\n".join(_lines(recipe, moved)) + "\n", encoding="utf-8")
 
