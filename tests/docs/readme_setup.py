@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import penjing as pj
-from penjing.search import PriceSettings
 
 SOON = pj.Settings(epochs=0, probes=0, seconds=0.02, samples=4, calibration=32, generalization=0, threads=1)
 
@@ -56,7 +55,6 @@ def readme_names(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names that stand for the reader's; the folder gets ``model.onnx``, and ``pj.compress`` finishes soon."""
     patch.setattr(pj, "compress", functools.partial(pj.compress, settings=SOON))
     patch.setattr(pj, "fastest_mix", functools.partial(pj.fastest_mix, settings=pj.MixSettings(seconds=0.02, placements=False)))
-    patch.setattr("penjing.run.tables.PriceSettings", functools.partial(PriceSettings, seconds=0.02))
     torch.manual_seed(0)
     model, x = Large().eval(), torch.randn(32, 3, 16, 16)
     batches, example = [(x, model(x).argmax(1))], x[:1]  # it is right everywhere

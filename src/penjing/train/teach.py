@@ -83,7 +83,7 @@ def teach(
     teacher: nn.Module,
     student: nn.Module,
     task: Task,
-    out: Path,
+    out: str | Path,
     *,
     target: Task | None = None,
     lessons: Lessons | None = None,
@@ -112,6 +112,7 @@ def teach(
     for net in (teacher, student):
         check_task(task, net)
     check_task(target, student)
+    out = Path(out)
     run = _School(out, say, progress)
     big = run.step("teacher", teacher, task, epochs=lessons.teacher_epochs, settings=lessons.teacher)
     small = run.step(
