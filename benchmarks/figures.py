@@ -156,8 +156,39 @@ def taught() -> str:
     )
 
 
+NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
+
+def frontier() -> str:
+    found = read_json(HERE / "frontier.json")
+    peers = {"openvino": "NNCF", "onnxruntime": "`quantize_static`"}
+    told = []
+    for runtime, name in NAMES.items():
+        rows = [r for r in found["against"] if r["runtime"] == runtime]
+        points = ", ".join(f"{r['points'][0]:+.2f} points in {r['time']:.2f} of the time" for r in rows)
+        fastest = rows[-1]["faster"]
+        equal = f"; as accurate as the peer's smallest it is {fastest:.1f} times faster" if fastest else ""
+        told.append(f"in {name}, against {peers[runtime]}, {points}{equal}")
+    fewer = ", ".join(dict.fromkeys(r["point"] for r in found["against"]))
+    return (
+        f"- **Against Torch-Pruning, the same {found['about']['steps']:,} steps of training, then each runtime's own "
+        f"quantization**, where that has {fewer} fewer multiply-accumulates: {'; '.join(told)} ([table](benchmarks/frontier.md))."
+    )
+
+
+def headline() -> str:
+    told = []
+    for name, r in read_json(HERE / "frontier.json")["headline"].items():
+        trained = f", {r['cpu_minutes']:.0f} CPU-minutes of training" if r["cpu_minutes"] else ""
+        told.append(
+            f"{name}{trained}: {r['faster']:.1f} times faster than fp32 ({r['faster_than_default']:.1f} than the default "
+            f"precision), {r['drop']:.2f} points lost of 10,000 images"
+        )
+    return f"- **The demo's network on all of Fashion-MNIST**, batch 32: {'; '.join(told)} ([table](benchmarks/frontier.md))."
+
+
 def block() -> str:
-    pruning = [coverage(), without_training(), after_training(), sparse()]
+    pruning = [headline(), frontier(), coverage(), without_training(), after_training(), sparse()]
     return "\n".join([*pruning, latency(), accuracy(), few_bits(), taught()]) + "\n"
 
 
