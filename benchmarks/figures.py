@@ -172,7 +172,8 @@ def frontier() -> str:
     fewer = ", ".join(dict.fromkeys(r["point"] for r in found["against"]))
     return (
         f"- **Against Torch-Pruning, the same {found['about']['steps']:,} steps of training, then each runtime's own "
-        f"quantization**, where that has {fewer} fewer multiply-accumulates: {'; '.join(told)} ([table](benchmarks/frontier.md))."
+        f"quantization**, where that has {fewer} fewer multiply-accumulates: {'; '.join(told)} "
+        "([table](benchmarks/frontier.md))."
     )
 
 

@@ -45,7 +45,9 @@ def demo_task() -> Task:
 
 def demo_settings() -> Settings:
     """What the demo does within four minutes on two cores."""
-    return Settings(epochs=8, attempts=1, probes=0, qat=0, batch=32, seconds=0.3, samples=4, generalization=200)
+    return Settings(
+        epochs=8, attempts=1, probes=0, qat=0, batch=32, seconds=0.3, samples=4, generalization=200, drop_blocks=False
+    )
 
 
 @app.command("compress")
@@ -53,7 +55,9 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     recipe: Annotated[
         Path | None, typer.Argument(help="A YAML file that says all this; what options say goes before it.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The network's factory, as package.module:function, or an ONNX file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The network's factory, as package.module:function, or an ONNX file.")
+    ] = None,
     weights: Weights = None,
     data: Annotated[str | None, typer.Option(help="A function that returns a penjing.Task: package.module:function.")] = None,
     target: Annotated[str | None, typer.Option(help="The runtime it is for: onnxruntime (if not given) or openvino.")] = None,
