@@ -5,8 +5,8 @@ Torch-Pruning, training, then NNCF in OpenVINO and ``quantize_static`` in ONNX R
 presets and calibrators the more accurate on the search split. Ours: ``compress``, allowed the latency that the peer's file has
 in the same runtime, and at the last point also less, to see how much faster it is where both are as accurate. Both train with
 the same loop, images, loss, schedule and steps; 55,000 of the 60,000 training images are trained on, 5,000 choose, and the
-10,000 test images are looked at once for each row. In the end all files of a runtime are timed in one process, in turns, at batch
-32. It writes frontier.json, frontier.md and, with Chromium, frontier.png.
+10,000 test images are looked at once for each row. In the end all files of a runtime are timed in one process, in turns, at
+batch 32. It writes frontier.json, frontier.md and, with Chromium, frontier.png.
 
 ``headline`` is ours alone: an hour of one core's training within half a point, and 512 images without labels or training.
 

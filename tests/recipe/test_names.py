@@ -109,5 +109,5 @@ def test_an_onnx_file_is_a_network(tmp_path: Path) -> None:
         torch.testing.assert_close(load_model(str(file))(x), net(x))
     with pytest.raises(RecipeError, match="has its own"):
         load_model(str(file), tmp_path / "weights.safetensors")
-    with pytest.raises(PenjingError, match="nowhere.onnx"):
+    with pytest.raises(PenjingError, match=r"nowhere\.onnx"):
         load_model(str(tmp_path / "nowhere.onnx"))
