@@ -50,7 +50,7 @@ from penjing.train import Training as Training
 from penjing.train import fit as fit
 from penjing.train import teach as teach
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "ACDC",

@@ -49,7 +49,7 @@ def test_here_a_run_can_work_and_both_runtimes_run(capsys: pytest.CaptureFixture
 
 @pytest.mark.usefixtures("quick")
 def test_a_table_says_what_to_do(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor.console, "_width", 200)
     monkeypatch.setattr(doctor, "_gpus", refuse(RuntimeError("none")))
     assert penjing("doctor") == 0
     said = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_a_package_that_is_missing(
     found = {name.lower(): c for name, c in told(capsys, code).items()}[line.lower()]
     assert (found["ok"], found["required"], found["found"]) == (False, code == 1, "not installed")
     assert found["advice"].startswith(advice)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor.console, "_width", 200)
     assert penjing("doctor") == code
     out = capsys.readouterr().out
     assert advice in out  # with its brackets

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.data import fashion_batches, fashion_sample
-from penjing.export import RUNTIMES, export
+from penjing.export import RUNTIMES, export, torch_outputs
 from penjing.quant import Scheme, quantize
 from penjing.zoo import fashion_resnet20
 
@@ -71,3 +71,11 @@ def test_outputs_lie_on_their_grid(grid: str) -> None:
     step = module.get_buffer(str(name))
     assert ((y / step) - (y / step).round()).abs().max() < 1e-3
     assert y.unique().numel() <= 256
+
+
+def test_the_module_stays_in_the_modes_it_was_in() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    net[0].eval()
+    (outputs,) = torch_outputs(net, [(torch.ones(2, 3),)])
+    assert torch.equal(outputs[0], net[0](torch.ones(2, 3)))  # no dropout
+    assert [part.training for part in net.modules()] == [True, False, True]

@@ -10,16 +10,34 @@ from penjing.plan import ChannelPlan
 from penjing.prune import find_blocks, prune_channels, refit
 from penjing.search import drops
 from penjing.search.drops import dropping
-from penjing.zoo import ResNet
 from tests.nets import conv, net
 from tests.oracle import randomized
 
 EXAMPLE = (torch.zeros(2, 1, 12, 12),)
 
 
+class Blocks(nn.Module):
+    """Three residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(1, 4), nn.Linear(4, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        y: torch.Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+NAMES = ["blocks.0", "blocks.1", "blocks.2"]
+
+
 @pytest.fixture
-def model() -> nn.Module:
-    return randomized(ResNet(blocks=2, width=4)).eval()
+def model() -> Blocks:
+    return randomized(Blocks()).eval()  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -27,7 +45,7 @@ def data() -> list[torch.Tensor]:
     return list(torch.randn(96, 1, 12, 12, generator=torch.Generator().manual_seed(1)).split(32))
 
 
-def by_hand(model: nn.Module, data: list[torch.Tensor], names: tuple[str, ...], samples: int) -> float:
+def by_hand(model: Blocks, data: list[torch.Tensor], names: tuple[str, ...], samples: int) -> float:
     fitted, judged = torch.cat(data).split([72, 24])
     plan = ChannelPlan({}, names)
     small = refit(prune_channels(model, plan, EXAMPLE), model, plan, EXAMPLE, fitted[:samples].split(32))
@@ -36,46 +54,45 @@ def by_hand(model: nn.Module, data: list[torch.Tensor], names: tuple[str, ...], 
     return float((got - exact).square().sum() / exact.square().sum())
 
 
-def test_errors_are_those_of_the_networks_without_the_blocks_refitted(model: nn.Module, data: list[torch.Tensor]) -> None:
+def test_errors_are_those_of_the_networks_without_the_blocks_refitted(model: Blocks, data: list[torch.Tensor]) -> None:
     found = dropping(model, EXAMPLE, data)
-    names = ["stage1.0", "stage1.1", "stage2.1", "stage3.1"]
-    assert list(found) == sorted(names, key=lambda name: by_hand(model, data, (name,), 64))
+    assert list(found) == sorted(NAMES, key=lambda name: by_hand(model, data, (name,), 64))
     worst = 0.0
     for n, name in enumerate(found, 1):
         worst = max(worst, by_hand(model, data, tuple(list(found)[:n]), 72))
         assert found[name] == pytest.approx(worst, rel=1e-4)
 
 
-def test_a_block_that_adds_nothing_goes_first_and_costs_nothing(model: nn.Module, data: list[torch.Tensor]) -> None:
+def test_a_block_that_adds_nothing_goes_first_and_costs_nothing(model: Blocks, data: list[torch.Tensor]) -> None:
     with torch.no_grad():
-        for parameter in model.stage3[1].bn2.parameters():  # type: ignore[index, union-attr]
+        for parameter in model.blocks[2][2].parameters():  # type: ignore[index]
             parameter.zero_()
     found = dropping(model, EXAMPLE, data)
-    assert next(iter(found)) == "stage3.1"
-    assert found["stage3.1"] < 1e-9 < min(e for name, e in found.items() if name != "stage3.1")
+    assert next(iter(found)) == "blocks.2"
+    assert found["blocks.2"] < 1e-9 < min(e for name, e in found.items() if name != "blocks.2")
 
 
-def test_an_interrupted_table_goes_on_and_blocks_may_be_told_to_stay(model: nn.Module, data: list[torch.Tensor]) -> None:
+def test_an_interrupted_table_goes_on_and_blocks_may_be_told_to_stay(model: Blocks, data: list[torch.Tensor]) -> None:
     told: dict[str, float] = {}
-    whole = dropping(model, EXAMPLE, data, stay=lambda b: b.name == "stage1.0", on_blocks=told.__setitem__)
-    assert sorted(whole) == ["stage1.1", "stage2.1", "stage3.1"]
-    assert len(told) == 6
-    known = dict(list(told.items())[:4])
+    whole = dropping(model, EXAMPLE, data, stay=lambda b: b.name == "blocks.0", on_blocks=told.__setitem__)
+    assert sorted(whole) == NAMES[1:]
+    assert len(told) == 4
+    known = dict(list(told.items())[:3])
     again: dict[str, float] = {}
     assert (
-        dropping(model, EXAMPLE, data, stay=lambda b: b.name == "stage1.0", known=known, on_blocks=again.__setitem__) == whole
+        dropping(model, EXAMPLE, data, stay=lambda b: b.name == "blocks.0", known=known, on_blocks=again.__setitem__) == whole
     )
-    assert again == dict(list(told.items())[4:])
+    assert again == dict(list(told.items())[3:])
 
 
 def test_where_refitting_costs_much_only_what_does_least_is_tried(
-    model: nn.Module, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    model: Blocks, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with torch.no_grad():
-        model.stage2[1].bn2.weight.mul_(1e-3)  # type: ignore[index, union-attr]
-        model.stage2[1].bn2.bias.mul_(1e-3)  # type: ignore[index, union-attr]
+        for parameter in model.blocks[1][2].parameters():  # type: ignore[index]
+            parameter.mul_(1e-3)
     monkeypatch.setattr(drops, "WORK", 1.0)
-    assert list(dropping(model, EXAMPLE, data)) == ["stage2.1"]
+    assert list(dropping(model, EXAMPLE, data)) == ["blocks.1"]
 
 
 def test_of_blocks_within_blocks_the_inner_ones_are_tried() -> None:
@@ -90,6 +107,6 @@ def test_a_network_for_one_batch_size_has_no_blocks_to_leave_out() -> None:
     assert dropping(make().eval(), EXAMPLE, [torch.randn(2, 1, 12, 12)]) == {}
 
 
-def test_without_data_it_says_so(model: nn.Module) -> None:
+def test_without_data_it_says_so(model: Blocks) -> None:
     with pytest.raises(DataError, match="empty"):
         dropping(copy.deepcopy(model), EXAMPLE, [])

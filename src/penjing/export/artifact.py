@@ -152,10 +152,15 @@ class Artifact:
 
 
 def torch_outputs(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
-    """What the torch module gives for each batch of inputs, in eval mode."""
+    """What the torch module gives for each batch of inputs, in eval mode; it is left in the modes it was in."""
+    modes = {part: part.training for part in module.modules()}
     module.eval()
-    with torch.no_grad():
-        return [tree_leaves(module(*inputs)) for inputs in batches]
+    try:
+        with torch.no_grad():
+            return [tree_leaves(module(*inputs)) for inputs in batches]
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequence[Sequence[Tensor]]) -> Agreement:

@@ -1,5 +1,6 @@
 """One candidate: widths and precisions for a speed, then cut, repair, train, put into integers, write, score the file."""
 
+import copy
 import hashlib
 import json
 import math
@@ -190,7 +191,7 @@ class Maker:
 
     def _source(self, candidate: Candidate | None) -> Net:
         if candidate is None or not (candidate.widths or candidate.blocks):
-            return Net(self.job.model, ChannelPlan({}), {})
+            return Net(copy.deepcopy(self.job.model).eval(), ChannelPlan({}), {})
         path = self.job.stages / f"{candidate.key}.safetensors"
         plan = ChannelPlan.from_json(self.job.kept(f"{candidate.key}-plan"))
         return Net(load(path, lambda: self.job.model).eval(), plan, candidate.widths)

@@ -20,6 +20,7 @@ from penjing.search import Damage, Prices, PriceSettings, Tables, dropping, in_p
 from penjing.search.allocate import BESIDE, BYTES
 from penjing.task import as_tuple
 
+QUICKEST = 0.1  # seconds to time a file that prices are taken from, at least
 LISTENED = 16  # samples that a layer's integers are judged by
 
 
@@ -86,7 +87,7 @@ def _prices(job: Job) -> Prices:
             batch=job.settings.batch,
             threads=job.threads,
             samples=job.settings.samples,
-            seconds=min(PriceSettings.seconds, job.settings.seconds),
+            seconds=max(QUICKEST, min(PriceSettings.seconds, job.settings.seconds)),
         ),
         ledger=job.ledger,
         fresh=job.settings.fresh,
