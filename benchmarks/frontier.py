@@ -8,8 +8,8 @@ the same loop, images, loss, schedule and steps; 55,000 of the 60,000 training i
 10,000 test images are looked at once for each row. In the end all files of a runtime are timed in one process, in turns, at
 batch 32. It writes frontier.json, frontier.md and, with Chromium, frontier.png.
 
-``headline`` is ours alone: at most an hour of one core's training, and 512 images without labels or training. What chooses there
-are training images, of which the teacher has seen all and is 2 points better on; a drop is about twice that on others.
+``headline`` is ours alone: at most an hour of one core's training, and 512 images without labels or training. What chooses
+there are training images, all of which the teacher has seen and is 2 points better on: a drop is about twice that on others.
 
 Rows that are there are not made again, and what was trained is kept in ``--work``: a killed run goes on. ``--quick`` tries
 the same on 2,000 images, one pass, 1,000 test images, and writes into ``--work`` alone.
@@ -55,7 +55,7 @@ THREADS = min(2, cores())  # of the runtimes
 LOADS, SECONDS = 3, 1.0  # how often each file is loaded and timed, and how long
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 FLOAT32, DEFAULT = "original, f32", "original, default precision"
-CPU_MINUTES, DROP = 10.0, 0.01  # of training, though an hour might be spent; and the drop on images the teacher has seen
+CPU_MINUTES, DROP = 10.0, 0.01  # of training, though an hour might be spent; and the drop of the headline
 SHARE = 0.1  # of the original's latency, for the headline without labels or training
 BUILT, OURS = "Torch-Pruning + ", ("ours", "#2563eb", "penjing")  # in the picture
 Row = dict[str, Any]
