@@ -164,7 +164,7 @@ class _Imitate(_OnOutputs):
         self.classes, self.values = kl(temperature), logit_mse()
 
     def forward(self, lesson: Lesson) -> Tensor:
-        found: Tensor = (self.classes if _is_classes(lesson.output, lesson.target) else self.values)(lesson)
+        found: Tensor = (self.classes if is_classes(lesson.output, lesson.target) else self.values)(lesson)
         return found
 
 
@@ -227,7 +227,8 @@ def _one_a_prediction(target: Tensor, output: Tensor) -> bool:
     return target.shape == (output.shape[0], *output.shape[2:])
 
 
-def _is_classes(output: Any, target: Any) -> bool:
+def is_classes(output: Any, target: Any) -> bool:
+    """Whether targets are classes (see ``imitate``) of an output that gives their logits."""
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or output.ndim < 2 or output.shape[1] < 2:
         return False  # of a single class, probabilities would teach nothing
     if not target.is_floating_point():

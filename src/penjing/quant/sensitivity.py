@@ -3,7 +3,6 @@
 "A practical mixed precision algorithm for post-training quantization" (Pandey et al. 2023, arXiv:2302.05397). No labels.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,19 +12,23 @@ from torch.utils._pytree import tree_leaves
 
 from penjing import ranks
 from penjing.errors import DataError
+from penjing.measure.apart import Apart, decibels, noise_share
 from penjing.progress import Progress, silent
 from penjing.quant.insert import FIXED, Layer, layers
 
 Batch = tuple[Tensor, ...]
 
 
-def sensitivity(module: fx.GraphModule, batches: Sequence[Batch], *, progress: Progress = silent) -> dict[str, float]:
-    """The ratio of signal to noise at the output, in dB, when one layer alone has its grids: low is sensitive.
+def sensitivity(
+    module: fx.GraphModule, batches: Sequence[Batch], *, apart: Apart = noise_share, progress: Progress = silent
+) -> dict[str, float]:
+    """How near the output stays, in dB, when one layer alone has its grids: low is sensitive.
 
     Args:
         module: What ``quantize`` gave, with fixed grids.
         batches: A few samples; each layer costs one run of the network on all of them. Of several processes each takes
             its share of the layers, and all get everything.
+        apart: What is told: by default the ratio of signal to noise.
 
     Returns:
         ``{layer's node name: dB}``, lowest first; infinite where the layer's grids change nothing.
@@ -38,27 +41,14 @@ def sensitivity(module: fx.GraphModule, batches: Sequence[Batch], *, progress: P
     found = list(layers(module))
     with torch.no_grad():
         exact = [_outputs(module, frozenset(), b) for b in batches]
-        noise = {}
+        mine = {}
         with progress("sensitivity", len(found)) as advance:
             for layer in ranks.own(found):
-                mine = _grids_of(layer)
-                noise[layer.node.name] = ratio(exact, [_outputs(module, mine, b) for b in batches])
+                grids = _grids_of(layer)
+                mine[layer.node.name] = decibels(apart(exact, [_outputs(module, grids, b) for b in batches]))
                 advance(layer.node.name)
-    every = {name: value for share in ranks.gathered(noise) for name, value in share.items()}
+    every = {name: value for share in ranks.gathered(mine) for name, value in share.items()}
     return {layer.node.name: every[layer.node.name] for layer in sorted(found, key=lambda layer: every[layer.node.name])}
-
-
-def ratio(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> float:
-    """Power of the exact outputs over that of what differs, in dB."""
-    signal = sum(float(a.double().square().sum()) for one in exact for a in one)
-    noise = sum(
-        float((a.double() - b.double()).square().sum())
-        for one, two in zip(exact, other, strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
-    if math.isnan(noise):
-        return -math.inf
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _grids_of(layer: Layer) -> frozenset[fx.Node]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from penjing.distill.logits import is_classes
 from penjing.errors import RecipeError
 from penjing.export import export
-from penjing.graph import Channels, capture
+from penjing.graph import Channels, Graph, capture
 from penjing.graph.layers import weighted
 from penjing.measure import macs
+from penjing.measure.apart import Apart, divergence, noise_share
 from penjing.prune import Block, allowed_widths
 from penjing.quant import quantize, sensitivity
 from penjing.run.job import Job
@@ -26,9 +28,10 @@ LISTENED = 16  # samples that a layer's integers are judged by
 
 @dataclass(frozen=True)
 class Choices:
-    """What there is to choose from: the channels, and the widths that every group may have."""
+    """What there is to choose from: the channels, what their errors are told in, and the widths that every group may have."""
 
     evidence: Evidence
+    apart: Apart
     widths: Mapping[str, list[int]]
 
 
@@ -40,7 +43,7 @@ def choices(job: Job) -> Choices:
         RecipeError: A pattern to exclude fits nothing.
     """
     evidence = Evidence.of(capture(job.model, job.example), job.calibration, job.task.loss)
-    return Choices(evidence, _widths(job, evidence.channels))
+    return Choices(evidence, _apart(job, evidence.graph), _widths(job, evidence.channels))
 
 
 def look(job: Job, found: Choices) -> Tables:
@@ -50,14 +53,22 @@ def look(job: Job, found: Choices) -> Tables:
         prices = _prices(job)
         told["gave"] = f"times of {len(weighted(graph))} layers"
     with job.stage("measure what widths cost") as told:
-        damage = _damage(job, evidence, found.widths)
+        damage = _damage(job, found)
         told["gave"] = f"{sum(len(row.errors) for row in damage.values())} widths of {len(damage)} groups"
     with job.stage("measure what blocks are worth") as told:
-        blocks = _blocks(job)
+        blocks = _blocks(job, found.apart)
         told["gave"] = f"{len(blocks)} residual blocks that may go"
     with job.stage("measure what integers cost"):
-        noise, beside = _integers(job)
+        noise, beside = _integers(job, found.apart)
     return Tables(graph, evidence.channels, damage, noise, prices, beside, blocks)
+
+
+def _apart(job: Job, graph: Graph) -> Apart:
+    """Classes are compared by what becomes of their probabilities, other outputs by their values."""
+    with torch.no_grad():
+        output = graph.module(*job.example)
+    target = next(iter(job.task.search))[1]
+    return divergence if is_classes(output, target[:1] if isinstance(target, torch.Tensor) else target) else noise_share
 
 
 def _widths(job: Job, channels: Channels) -> dict[str, list[int]]:
@@ -97,7 +108,7 @@ def _prices(job: Job) -> Prices:
     return prices
 
 
-def _damage(job: Job, evidence: Evidence, widths: Mapping[str, list[int]]) -> dict[str, Damage]:
+def _damage(job: Job, found: Choices) -> dict[str, Damage]:
     """The error table; every group's row is kept as soon as it is there."""
     rows: dict[str, Any] = job.kept("damage") or {}
     known = {name: Damage({int(w): e for w, e in r["errors"].items()}, tuple(r["scores"])) for name, r in rows.items()}
@@ -106,11 +117,13 @@ def _damage(job: Job, evidence: Evidence, widths: Mapping[str, list[int]]) -> di
         rows[name] = asdict(row)
         job.keep("damage", rows)
 
-    work = macs(evidence.graph)
-    return narrowing(evidence, widths, work=work, known=known, on_group=keep, progress=job.progress)
+    return narrowing(
+        found.evidence, found.widths, work=macs(found.evidence.graph), apart=found.apart, known=known, on_group=keep,
+        progress=job.progress,
+    )  # fmt: skip
 
 
-def _blocks(job: Job) -> dict[str, float]:
+def _blocks(job: Job, apart: Apart) -> dict[str, float]:
     """The error table of residual blocks; every error is kept as soon as it is there."""
     if not job.settings.drop_blocks:
         return {}
@@ -123,15 +136,17 @@ def _blocks(job: Job) -> dict[str, float]:
     def stay(block: Block) -> bool:
         return any(fnmatch(weight, p) for weight in block.weights for p in job.settings.exclude)
 
-    return dropping(job.model, job.example, job.calibration, stay=stay, known=known, on_blocks=keep, progress=job.progress)
+    return dropping(
+        job.model, job.example, job.calibration, apart=apart, stay=stay, known=known, on_blocks=keep, progress=job.progress
+    )
 
 
-def _integers(job: Job) -> tuple[dict[str, float], float]:
+def _integers(job: Job, apart: Apart) -> tuple[dict[str, float], float]:
     """What each layer's integers cost at the output, and the bytes of the file that are no layer's."""
     held = job.kept("integers")
     if held is None:
         module = quantize(job.model, job.example, job.calibration, target=job.profile.name)
-        noise = sensitivity(module, _few(job), progress=job.progress)
+        noise = sensitivity(module, _few(job), apart=apart, progress=job.progress)
         whole = export(module, job.example, job.stages / "whole.onnx", target=job.profile.name)
         sizes = [(w.shape, w.shape[w.writes]) for w in weighted(capture(job.model, job.example))]
         layers = sum(torch.Size(shape).numel() * BYTES["int8"] + made * BESIDE["int8"] for shape, made in sizes)

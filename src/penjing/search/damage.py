@@ -1,8 +1,8 @@
 """Error tables: what the output loses when one group of channels is narrowed, or one layer is put into integers. No labels.
 
 A width's error is taken with its readers refitted, in closed form, to what they gave before (``score.obs``), on samples that
-the refit did not see. Errors are the power of what differs at the output over the power of the output itself, so that those of
-different groups and layers can be added up: a budget is then a knapsack (SPDY, Frantar and Alistarh 2022, arXiv:2203.02461).
+the refit did not see. Errors tell how far the output is from what it was (``measure.apart``), so that those of different groups
+and layers can be added up: a budget is then a knapsack (SPDY, Frantar and Alistarh 2022, arXiv:2203.02461).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from penjing import ranks
 from penjing.errors import DataError
 from penjing.graph import Group
+from penjing.measure.apart import Apart, noise_share
 from penjing.progress import Progress, silent
-from penjing.quant.sensitivity import ratio
 from penjing.score import Consumer, Evidence, Reading, greedy_removal, ranked
 from penjing.score.flow import calibration, tensor_of
 
@@ -46,6 +46,7 @@ def narrowing(
     widths: Mapping[str, Sequence[int]],
     *,
     work: int,
+    apart: Apart = noise_share,
     known: Mapping[str, Damage] | None = None,
     on_group: Callable[[str, Damage], None] = lambda _name, _damage: None,
     progress: Progress = silent,
@@ -58,6 +59,7 @@ def narrowing(
         evidence: With data, of which one quarter is judged by and the rest refitted on.
         widths: The widths each group may have.
         work: Multiply-accumulates of one run on one sample, which bound how many samples are judged.
+        apart: What an error is.
         known: What an earlier, interrupted call has found.
         on_group: Called with every group's row when it is there.
 
@@ -71,7 +73,7 @@ def narrowing(
     if not todo:
         return found
     # As many samples for a call that goes on as for one that was not interrupted: all groups count, not those left.
-    judge = _Judge(evidence, few(judged, int(WORK / max(1, work * len(groups) * POINTS))))
+    judge = _Judge(evidence, few(judged, int(WORK / max(1, work * len(groups) * POINTS))), apart)
     reading = Reading.of(Evidence(evidence.graph, evidence.channels, fitted))
     mine = {}
     with progress("error table", len(todo)) as advance:
@@ -117,8 +119,8 @@ def few(batches: Sequence[Batch], most: int) -> list[Batch]:
 class _Judge:
     """Puts changed weights into the graph, looks at its output, and puts the old ones back."""
 
-    def __init__(self, evidence: Evidence, batches: Sequence[Batch]) -> None:
-        self.graph, self.batches = evidence.graph, batches
+    def __init__(self, evidence: Evidence, batches: Sequence[Batch], apart: Apart) -> None:
+        self.graph, self.batches, self.apart = evidence.graph, batches, apart
         with torch.no_grad():
             self.exact = self._outputs()
 
@@ -142,7 +144,7 @@ class _Judge:
         try:
             for consumer in consumers:
                 self._put(consumer)
-            return in_power(ratio(self.exact, self._outputs()))
+            return self.apart(self.exact, self._outputs())
         finally:
             for name, value in before.items():
                 tensor_of(self.graph, name).copy_(value)
@@ -176,5 +178,5 @@ def _interpolated(measured: Row, local: Row, widths: Sequence[int]) -> dict[int,
 
 
 def in_power(decibels: float) -> float:
-    """A ratio of signal to noise in dB, as ``quant.sensitivity`` gives it, as noise over signal."""
+    """What ``quant.sensitivity`` gives in dB, as an error."""
     return float(10 ** (-decibels / 10))

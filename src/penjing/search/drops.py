@@ -16,12 +16,12 @@ from penjing import ranks
 from penjing.errors import NotEquivalent
 from penjing.graph import Graph, capture, find_channels
 from penjing.measure import macs
+from penjing.measure.apart import Apart, noise_share
 from penjing.plan import ChannelPlan
 from penjing.progress import Progress, silent
 from penjing.prune import Block, block_effects, drop_blocks, find_blocks, refit
-from penjing.quant.sensitivity import ratio
 from penjing.score.flow import Batch, calibration
-from penjing.search.damage import few, in_power, parted
+from penjing.search.damage import few, parted
 
 WORK = 8e12  # multiply-accumulates that the table may cost
 REFIT = 4  # runs of the network that refitting it on a sample costs, about
@@ -34,18 +34,20 @@ def dropping(
     example: Batch,
     data: Sequence[Any],
     *,
+    apart: Apart = noise_share,
     stay: Callable[[Block], bool] = lambda _block: False,
     known: Mapping[str, float] | None = None,
     on_blocks: Callable[[str, float], None] = lambda _names, _error: None,
     progress: Progress = silent,
 ) -> dict[str, float]:
-    """What leaving out residual blocks costs: the power of what differs at the output over the output's.
+    """What leaving out residual blocks costs: how far the output is from what it was.
 
     Of several processes each takes its share, and all get everything. Blocks inside of others are looked at, those around
     them are not. Where refitting costs much, only the blocks that do least without it are tried.
 
     Args:
         data: Batches, of which one quarter is judged by and the rest refitted on.
+        apart: What an error is.
         stay: Which blocks are not to be touched.
         known: What an earlier, interrupted call has told ``on_blocks``.
         on_blocks: Called with the names of blocks, joined, and their error when it is there.
@@ -66,7 +68,7 @@ def dropping(
         effects = block_effects(graph, blocks, few(judged, LEAST))
         blocks = sorted(blocks, key=lambda b: effects[b.name])[:tried]
     samples = max(LEAST, min(MOST, int(WORK / max(1, macs(graph) * REFIT * len(blocks)))))
-    judge = _Judge(model, example, few(judged, JUDGED), dict(known or {}), on_blocks)
+    judge = _Judge(model, example, few(judged, JUDGED), apart, dict(known or {}), on_blocks)
     with progress("blocks", 2 * len(blocks)) as advance:
         alone = judge.errors([(b.name,) for b in blocks], few(fitted, LEAST), advance)
         order = [names[0] for names in sorted(alone, key=lambda names: alone[names])]
@@ -84,10 +86,12 @@ class _Judge:
         model: nn.Module,
         example: Batch,
         judged: Sequence[Batch],
+        apart: Apart,
         known: dict[str, float],
         told: Callable[[str, float], None],
     ) -> None:
-        self.model, self.example, self.judged, self.known, self.told = model, example, judged, known, told
+        self.model, self.example, self.judged = model, example, judged
+        self.apart, self.known, self.told = apart, known, told
         self.exact = _outputs(model, example, judged)
 
     def errors(
@@ -100,7 +104,7 @@ class _Judge:
             if key not in self.known:
                 small = drop_blocks(self.model, names, self.example)
                 small = refit(small, self.model, ChannelPlan({}, names), self.example, fitted)
-                self.known[key] = in_power(ratio(self.exact, _outputs(small, self.example, self.judged)))
+                self.known[key] = self.apart(self.exact, _outputs(small, self.example, self.judged))
                 self.told(key, self.known[key])
             mine[names] = self.known[key]
             advance(" ".join(names))
