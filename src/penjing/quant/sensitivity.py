@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from penjing import ranks
 from penjing.errors import DataError
-from penjing.measure.apart import Apart, decibels, noise_share
 from penjing.progress import Progress, silent
+from penjing.quant.apart import Apart, decibels, noise_share
 from penjing.quant.insert import FIXED, Layer, layers
 
 Batch = tuple[Tensor, ...]

@@ -13,9 +13,9 @@ from penjing.export import export
 from penjing.graph import Channels, Graph, capture
 from penjing.graph.layers import weighted
 from penjing.measure import macs
-from penjing.measure.apart import Apart, divergence, noise_share
 from penjing.prune import Block, allowed_widths
 from penjing.quant import quantize, sensitivity
+from penjing.quant.apart import Apart, divergence, noise_share
 from penjing.run.job import Job
 from penjing.score import Evidence
 from penjing.search import Damage, Prices, PriceSettings, Tables, dropping, in_power, measure_prices, narrowing

@@ -1,7 +1,7 @@
 """Error tables: what the output loses when one group of channels is narrowed, or one layer is put into integers. No labels.
 
 A width's error is taken with its readers refitted, in closed form, to what they gave before (``score.obs``), on samples that
-the refit did not see. Errors tell how far the output is from what it was (``measure.apart``), so that those of different groups
+the refit did not see. Errors tell how far the output is from what it was (``quant.apart``), so that those of different groups
 and layers can be added up: a budget is then a knapsack (SPDY, Frantar and Alistarh 2022, arXiv:2203.02461).
 """
 
@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from penjing import ranks
 from penjing.errors import DataError
 from penjing.graph import Group
-from penjing.measure.apart import Apart, noise_share
 from penjing.progress import Progress, silent
+from penjing.quant.apart import Apart, noise_share
 from penjing.score import Consumer, Evidence, Reading, greedy_removal, ranked
 from penjing.score.flow import calibration, tensor_of
 

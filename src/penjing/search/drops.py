@@ -16,10 +16,10 @@ from penjing import ranks
 from penjing.errors import NotEquivalent
 from penjing.graph import Graph, capture, find_channels
 from penjing.measure import macs
-from penjing.measure.apart import Apart, noise_share
 from penjing.plan import ChannelPlan
 from penjing.progress import Progress, silent
 from penjing.prune import Block, block_effects, drop_blocks, find_blocks, refit
+from penjing.quant.apart import Apart, noise_share
 from penjing.score.flow import Batch, calibration
 from penjing.search.damage import few, parted
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
-from penjing.measure.apart import decibels, divergence, noise_share
+from penjing.quant.apart import decibels, divergence, noise_share
 
 
 def outputs(seed: int, *shape: int) -> torch.Tensor:
