@@ -139,7 +139,7 @@ def main() -> None:
     data = fashion_mnist()
     train, test = fashion_batches(data.train, 128, augment=True), list(fashion_batches(data.test, 500))
     task = Task(train=train, search=test[:2], confirm=test, metric=top1)
-    settings = replace(demo_settings(), samples=8, training=demo_settings().training)
+    settings = replace(demo_settings(), samples=8, drop_blocks=True)
     job = Job(fashion_resnet20(), task, Budget(max_drop=None, latency=0.1), "openvino", given.work, settings, silent)
     job.claim()
     bench = Bench(job, look(job, choices(job)), test, given.steps)
