@@ -1,9 +1,10 @@
 """Does choosing widths and blocks together beat one share for all: python benchmarks/allocation.py [--steps N]   (10 minutes)
 
 The demo's teacher, OpenVINO, batch 32. Every group is narrowed to the same share of its channels; then the knapsack is asked
-for a network of the latency that this file has, measured. Where its own file takes longer than that, it is asked for less. Both
-are cut by the same scores, repaired with the same 512 images, quantized and judged on the 10,000 test images, without any
-training; and, with ``--steps``, after as many steps of distillation. It writes allocation.json and allocation.md.
+for a network of the latency that this file has, measured. While its own file takes another time, it is asked for less or more,
+and the slowest counts that is no slower. Both are cut by the same scores, repaired with the same 512 images, quantized and
+judged on the 10,000 test images, without any training; and, with ``--steps``, after as many steps of distillation. It writes
+allocation.json and allocation.md.
 """
 
 import argparse
@@ -84,14 +85,20 @@ def pair(bench: Bench, share: float) -> dict[str, Any]:
     nets = {"uniform": bench.made(alike)}
     files = {"uniform": bench.file(nets["uniform"], f"{share} uniform")}
     aim = alike.costs["latency"]
+    held: dict[float, tuple[Allocation, nn.Module, Artifact]] = {}
     for _ in range(TRIES):
         chosen = allocate(bench.tables, {"latency": aim})
-        nets["chosen"] = bench.made(chosen)
-        files["chosen"] = bench.file(nets["chosen"], f"{share} chosen")
-        times = bench.times(files)
-        if times["chosen"] <= SAME * times["uniform"]:
+        net = bench.made(chosen)
+        file = bench.file(net, f"{share} chosen {len(held)}")
+        times = bench.times(files | {"chosen": file})
+        ratio = times["chosen"] / times["uniform"]
+        held[ratio] = chosen, net, file
+        if 1 / SAME <= ratio <= SAME:
             break
-        aim *= 0.98 * times["uniform"] / times["chosen"]
+        aim /= ratio
+    least = min(held)  # where all are slower, the nearest counts against us
+    chosen, nets["chosen"], files["chosen"] = held[max((r for r in held if r <= SAME), default=least)]
+    times = bench.times(files)
     row = {"share": share, "ms": times, "blocks": chosen.blocks, "widths": [alike.widths, chosen.widths]}
     row |= _compared(bench, files, "untrained")
     if bench.steps:
