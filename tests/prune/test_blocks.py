@@ -12,7 +12,7 @@ from penjing.prune.blocks import block_effects, drop_blocks, find_blocks, plan_b
 from penjing.prune.channels import prune_channels
 from penjing.prune.decide import plan_channels
 from penjing.zoo import ResNet, two_convolutions
-from tests.nets import conv
+from tests.nets import conv, net
 from tests.oracle import randomized
 
 X = torch.randn(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -39,6 +39,29 @@ def test_blocks_are_those_with_an_identity_shortcut(model: nn.Module) -> None:
 
 def test_a_chain_has_no_blocks() -> None:
     assert find_blocks(capture(two_convolutions(width=4), torch.zeros(1, 3, 32, 32))) == []
+
+
+def test_a_shortcut_that_is_spread_over_the_sum_is_no_identity() -> None:
+    make = net(lambda m, x: m.b(x + m.a(x)), a=conv(1, 16), b=conv(16, 4))
+    assert find_blocks(capture(make(), X)) == []
+
+
+def test_of_two_blocks_in_one_module_the_second_goes_after_the_first() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(4, 4), conv(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.a(x)
+            y: Tensor = x + self.b(x)
+            return y
+
+    model = randomized(net(lambda m, x: m.head(m.blocks(m.stem(x))), stem=conv(1, 4), blocks=Twice(), head=conv(4, 2))())
+    names = [b.name for b in find_blocks(capture(model, X))]
+    first = drop_blocks(model, names[:1], X)
+    both = drop_blocks(first, names[1:], X)
+    torch.testing.assert_close(both(X), drop_blocks(model, names, X)(X))
 
 
 def test_dropping_a_block_leaves_what_its_shortcut_carries(model: nn.Module) -> None:

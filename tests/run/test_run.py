@@ -217,6 +217,23 @@ def test_limits_without_a_drop_give_the_most_accurate_network_within_them(tmp_pa
     assert result.data["budget"]["max_drop"] is None
 
 
+def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(tmp_path: Path) -> None:
+    whole = replace(SETTINGS, exclude=("*",), control=False, drop_blocks=False, epochs=4)
+    net = pj.compress(network(), task(), budget=Budget(bytes=1e6), out=tmp_path / "out", settings=whole)
+    chosen = net.measurements
+    tensors, _ = read_tensors(net.folder / "weights.safetensors")
+    assert net.data["chosen"].endswith("trained")
+    assert net.plan.keep == {}
+    assert not torch.equal(tensors["3.weight"], network().state_dict()["3.weight"])
+    small = network().eval()
+    small.load_state_dict(tensors)
+    x = torch.cat([x for x, _ in batches(2, 4)])
+    with torch.no_grad():
+        expected = small(x)
+    assert (net.artifact.load(1)(x) - expected).norm() / expected.norm() < 0.1
+    assert chosen["compressed"]["top1"].value == net.data["accuracy"]["after"]
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, finished: pj.Result) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="holds something else"):

@@ -110,3 +110,20 @@ def test_a_network_for_one_batch_size_has_no_blocks_to_leave_out() -> None:
 def test_without_data_it_says_so(model: Blocks) -> None:
     with pytest.raises(DataError, match="empty"):
         dropping(copy.deepcopy(model), EXAMPLE, [])
+
+
+def test_the_whole_network_is_no_block() -> None:
+    make = net(lambda m, x: x + m.b(m.a(x)), a=conv(1, 4), b=conv(4, 1))
+    assert len(find_blocks(capture(make().eval(), EXAMPLE))) == 1
+    assert dropping(make().eval(), EXAMPLE, [torch.randn(64, 1, 12, 12)]) == {}
+
+
+def test_a_block_without_which_the_output_is_not_finite_stays() -> None:
+    make = net(lambda m, x: ((y := m.a(x)) + m.b(y)).log(), a=conv(1, 4), b=conv(4, 4))
+    model = make().eval()
+    with torch.no_grad():
+        model.b.weight.zero_()  # type: ignore[union-attr, operator]
+        model.b.bias.fill_(1e3)  # type: ignore[union-attr, operator]
+    told: dict[str, float] = {}
+    assert dropping(model, EXAMPLE, [torch.randn(64, 1, 12, 12)], on_blocks=told.__setitem__) == {}
+    assert told == {}

@@ -60,3 +60,13 @@ def test_without_a_ledger_it_remembers_itself() -> None:
     watch = timer()
     assert watch({"b": (artifact("b"), None)}) == watch({"b": (artifact("b"), None)})
     assert [{"b"}] == CALLS
+
+
+def test_what_was_timed_surely_is_what_a_later_run_knows(tmp_path: Path, clock: dict[str, float]) -> None:
+    clock["a"] = 99.0
+    watch = timer(Ledger(tmp_path))
+    assert watch({"x": (artifact("a"), None)})["x"].value == 99.0
+    clock["a"] = 4.0
+    assert watch.surely((artifact("a"), None)).value == 4.0
+    assert watch({"x": (artifact("a"), None)})["x"].value == 4.0
+    assert timer(Ledger(tmp_path))({"x": (artifact("a"), None)})["x"].value == 4.0

@@ -42,13 +42,13 @@ class Block:
 
 
 def find_blocks(graph: Graph) -> list[Block]:
-    """The residual blocks with an identity shortcut, in the order the model computes."""
+    """The residual blocks with an identity shortcut, which is as large as the sum, in the order the model computes."""
     found = []
     for node in graph.module.graph.nodes:
         if node.target is torch.ops.aten.add.Tensor and len(node.all_input_nodes) == 2 and not node.kwargs:
             a, b = node.args
             for shortcut, branch in ((a, b), (b, a)):
-                weights = _own_weights(node, shortcut, branch)
+                weights = _own_weights(node, shortcut, branch) if _alike(shortcut, node) else ()
                 if weights:
                     found.append((node, int(shortcut is b), weights))
     names = [_common(weights) for _, _, weights in found]
@@ -57,6 +57,18 @@ def find_blocks(graph: Graph) -> list[Block]:
         Block(name if name and twice[name] == 1 else weights[0], node.name, shortcut, weights)
         for name, (node, shortcut, weights) in zip(names, found, strict=True)
     ]
+
+
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values have the same shape; an unknown batch is the same as itself."""
+    one, two = ([str(n) for n in node.meta["val"].shape] for node in (a, b))
+    return one == two
+
+
+def named(blocks: Iterable[Block]) -> dict[str, Block]:
+    """Blocks by name, and by their first weight: where one of several in a module has gone, the name of the other changes."""
+    held = list(blocks)
+    return {b.weights[0]: b for b in held} | {b.name: b for b in held}
 
 
 def _own_weights(add: fx.Node, shortcut: fx.Node, branch: fx.Node) -> tuple[str, ...]:
@@ -149,10 +161,12 @@ def drop_blocks(model: nn.Module, names: Sequence[str], example: Tensor | Sequen
         NotEquivalent: The copy computes something else.
     """
     graph = capture(model, as_inputs(example))
-    blocks = {b.name: b for b in find_blocks(graph)}
+    found = find_blocks(graph)
+    blocks = named(found)
     for name in names:
         if name not in blocks:
-            raise PlanError(f"the plan drops the block {name!r}, which the model does not have; it has {sorted(blocks)}")
+            there = sorted(b.name for b in found)
+            raise PlanError(f"the plan drops the block {name!r}, which the model does not have; it has {there}")
     gone = [blocks[name] for name in names]
     smaller, places = copied(graph.module.graph)
     by_name = {n.name: n for n in graph.module.graph.nodes}

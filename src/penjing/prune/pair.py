@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from penjing.errors import PlanError
 from penjing.graph import Graph, capture
 from penjing.plan import ChannelPlan, Keep
-from penjing.prune.blocks import Block, find_blocks
+from penjing.prune.blocks import Block, find_blocks, named
 from penjing.score.products import Product, products
 
 _BELONG = "give the network that prune_channels made of this model with this plan"
@@ -65,9 +65,11 @@ class Pair:
 def _dropped(graph: Graph, names: Sequence[str]) -> dict[fx.Node, Block]:
     """The blocks that go, by the sum that ends each."""
     nodes = {n.name: n for n in graph.module.graph.nodes}
-    blocks = {b.name: b for b in find_blocks(graph)} if names else {}
+    found = find_blocks(graph) if names else []
+    blocks = named(found)
     if unknown := [name for name in names if name not in blocks]:
-        raise PlanError(f"the plan drops the block {unknown[0]!r}, which the model does not have; it has {sorted(blocks)}")
+        there = sorted(b.name for b in found)
+        raise PlanError(f"the plan drops the block {unknown[0]!r}, which the model does not have; it has {there}")
     return {nodes[blocks[name].add]: blocks[name] for name in names}
 
 

@@ -85,7 +85,7 @@ class Maker:
             with self.job.stage(f"{name}: distil") as told:
                 net = replace(net, module=self.trainer.train(net.module, key, name, steps))
                 told["gave"] = f"{steps} steps"
-        self._save(net, key)
+        self._save(net, key, steps)
         made = self._scored(key, name, share, net, allocation, steps)
         self.job.keep(key, made.to_json())
         return made
@@ -129,7 +129,8 @@ class Maker:
         if share >= 1 and not self.ceilings:
             return self.whole
         most = dict(source.widths) if source else {}
-        limits = {r: v for r, v in self.ceilings.items() if r != "latency"}
+        asked = {r: v for r, v in self.ceilings.items() if r != "latency"}
+        limits = dict(asked)
         aim = share * self.whole.costs["latency"]
         fast = self.ceilings.get("latency")
         seen: dict[str, float] = {}
@@ -138,24 +139,29 @@ class Maker:
         for _ in range(STITCHES):
             used = self.ratio
             latency = min(aim, CLOSER**over_by * fast / used) if fast else aim
-            found = allocate(self.tables, limits | {"latency": latency}, most=most, gone=source.blocks if source else ())
+            try:
+                found = allocate(self.tables, limits | {"latency": latency}, most=most, gone=source.blocks if source else ())
+            except BudgetError:
+                if fitting:
+                    break
+                raise
             if not self.ceilings:
                 fitting.append(found)
                 break
             seen = asdict(self._cost(self._stitched(found, source), found))
             self.ratio = seen["latency"] / found.costs["latency"]
-            if over(Cost(**seen), self.ceilings):
-                over_by += 1
-                limits = scaled(limits, seen, {**found.costs, "memory": limits.get("memory", 0.0)})
+            if missed := over(Cost(**seen), self.ceilings):
+                over_by += "latency" in missed
+                limits = scaled(asked, seen, {**found.costs, "memory": limits.get("memory", 0.0)})
                 continue
             fitting.append(found)
             if not fast or self.ratio >= STEADY * used:  # else a busy moment had it cut too narrow
                 break
         if not fitting:
-            missed = [
+            told = [
                 f"{r} of {shown(r, seen[r])} where {shown(r, v)} was asked" for r, v in self.ceilings.items() if seen[r] > v
             ]
-            raise BudgetError(f"the nearest network that could be made has {' and '.join(missed)}; loosen the limits")
+            raise BudgetError(f"the nearest network that could be made has {' and '.join(told)}; loosen the limits")
         found = min(fitting, key=lambda a: a.error)
         self.job.keep(f"{key}-widths", {"allocation": asdict(found), "ratio": self.ratio})
         return found
@@ -190,7 +196,7 @@ class Maker:
     # What is made.
 
     def _source(self, candidate: Candidate | None) -> Net:
-        if candidate is None or not (candidate.widths or candidate.blocks):
+        if candidate is None or not (candidate.widths or candidate.blocks or candidate.steps):
             return Net(copy.deepcopy(self.job.model).eval(), ChannelPlan({}), {})
         path = self.job.stages / f"{candidate.key}.safetensors"
         plan = ChannelPlan.from_json(self.job.kept(f"{candidate.key}-plan"))
@@ -230,8 +236,8 @@ class Maker:
         known = {name: torch.tensor(row.scores, dtype=torch.float64) for name, row in self.tables.damage.items()}
         return {g.name: known.get(g.name, torch.ones(g.channels)) for g in evidence.channels.groups}
 
-    def _save(self, net: Net, key: str) -> None:
-        if net.plan.keep or net.plan.blocks:
+    def _save(self, net: Net, key: str, steps: int) -> None:
+        if net.plan.keep or net.plan.blocks or steps:
             save(self.job.stages / f"{key}.safetensors", net.module, net.plan, self.job.example)
             self.job.keep(f"{key}-plan", net.plan.to_json())
 

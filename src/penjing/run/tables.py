@@ -23,6 +23,7 @@ from penjing.search.allocate import BESIDE, BYTES
 from penjing.task import as_tuple
 
 QUICKEST = 0.1  # seconds to time a file that prices are taken from, at least
+WORST = 1e6  # error of a layer whose integers make the output infinite
 LISTENED = 16  # samples that a layer's integers are judged by
 
 
@@ -110,12 +111,12 @@ def _prices(job: Job) -> Prices:
 
 def _damage(job: Job, found: Choices) -> dict[str, Damage]:
     """The error table; every group's row is kept as soon as it is there."""
-    rows: dict[str, Any] = job.kept("damage") or {}
+    rows: dict[str, Any] = job.kept(f"damage-{found.apart.__name__}") or {}
     known = {name: Damage({int(w): e for w, e in r["errors"].items()}, tuple(r["scores"])) for name, r in rows.items()}
 
     def keep(name: str, row: Damage) -> None:
         rows[name] = asdict(row)
-        job.keep("damage", rows)
+        job.keep(f"damage-{found.apart.__name__}", rows)
 
     return narrowing(
         found.evidence, found.widths, work=macs(found.evidence.graph), apart=found.apart, known=known, on_group=keep,
@@ -127,11 +128,11 @@ def _blocks(job: Job, apart: Apart) -> dict[str, float]:
     """The error table of residual blocks; every error is kept as soon as it is there."""
     if not job.settings.drop_blocks:
         return {}
-    known: dict[str, float] = job.kept("blocks") or {}
+    known: dict[str, float] = job.kept(f"blocks-{apart.__name__}") or {}
 
     def keep(names: str, error: float) -> None:
         known[names] = error
-        job.keep("blocks", known)
+        job.keep(f"blocks-{apart.__name__}", known)
 
     def stay(block: Block) -> bool:
         return any(fnmatch(weight, p) for weight in block.weights for p in job.settings.exclude)
@@ -143,7 +144,7 @@ def _blocks(job: Job, apart: Apart) -> dict[str, float]:
 
 def _integers(job: Job, apart: Apart) -> tuple[dict[str, float], float]:
     """What each layer's integers cost at the output, and the bytes of the file that are no layer's."""
-    held = job.kept("integers")
+    held = job.kept(f"integers-{apart.__name__}")
     if held is None:
         module = quantize(job.model, job.example, job.calibration, target=job.profile.name)
         noise = sensitivity(module, _few(job), apart=apart, progress=job.progress)
@@ -151,8 +152,8 @@ def _integers(job: Job, apart: Apart) -> tuple[dict[str, float], float]:
         sizes = [(w.shape, w.shape[w.writes]) for w in weighted(capture(job.model, job.example))]
         layers = sum(torch.Size(shape).numel() * BYTES["int8"] + made * BESIDE["int8"] for shape, made in sizes)
         beside = max(0.0, float(whole.path.stat().st_size - layers))
-        held = {"noise": {name: in_power(db) for name, db in noise.items()}, "beside": beside}
-        job.keep("integers", held)
+        held = {"noise": {name: min(WORST, in_power(db)) for name, db in noise.items()}, "beside": beside}
+        job.keep(f"integers-{apart.__name__}", held)
     return {str(k): float(v) for k, v in held["noise"].items()}, float(held["beside"])
 
 

@@ -4,6 +4,7 @@ Blocks that go together cost more than the sum of what each costs alone. So they
 and measured as they would go: the first, the first two, and so on. A budget then chooses how many of them go.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from penjing import ranks
 from penjing.errors import NotEquivalent
 from penjing.graph import Graph, capture, find_channels
+from penjing.graph.layers import weighted
 from penjing.measure import macs
 from penjing.plan import ChannelPlan
 from penjing.progress import Progress, silent
@@ -53,7 +55,8 @@ def dropping(
         on_blocks: Called with the names of blocks, joined, and their error when it is there.
 
     Returns:
-        ``{block: error}`` in the order in which they are to go, each with all before it; errors never fall.
+        ``{block: error}`` in the order in which they are to go, each with all before it; errors never fall. Without
+        blocks whose absence makes the output infinite.
 
     Raises:
         DataError: There is no data, or the network does not take it.
@@ -71,11 +74,11 @@ def dropping(
     judge = _Judge(model, example, few(judged, JUDGED), apart, dict(known or {}), on_blocks)
     with progress("blocks", 2 * len(blocks)) as advance:
         alone = judge.errors([(b.name,) for b in blocks], few(fitted, LEAST), advance)
-        order = [names[0] for names in sorted(alone, key=lambda names: alone[names])]
+        order = [names[0] for names in sorted(alone, key=lambda names: alone[names]) if math.isfinite(alone[names])]
         ladder = [tuple(order[: n + 1]) for n in range(len(order))]
         together = judge.errors(ladder, few(fitted, samples), advance)
     levels = np.maximum.accumulate([together[names] for names in ladder])
-    return dict(zip(order, levels.tolist(), strict=True))
+    return {name: level for name, level in zip(order, levels.tolist(), strict=True) if math.isfinite(level)}
 
 
 class _Judge:
@@ -104,8 +107,10 @@ class _Judge:
             if key not in self.known:
                 small = drop_blocks(self.model, names, self.example)
                 small = refit(small, self.model, ChannelPlan({}, names), self.example, fitted)
-                self.known[key] = self.apart(self.exact, _outputs(small, self.example, self.judged))
-                self.told(key, self.known[key])
+                error = self.apart(self.exact, _outputs(small, self.example, self.judged))
+                if math.isfinite(error):
+                    self.told(key, error)
+                self.known[key] = error
             mine[names] = self.known[key]
             advance(" ".join(names))
         return {names: error for share in ranks.gathered(mine) for names, error in share.items()}
@@ -121,13 +126,13 @@ def _innermost(blocks: Sequence[Block]) -> list[Block]:
 
 
 def _leaves_groups_alone(model: nn.Module, example: Batch, graph: Graph, block: Block) -> bool:
-    """Whether the block can go and every group of channels outside of it stays what it is, under the same name."""
+    """Whether the block can go, and every group of channels outside of it stays what it is, of which there must be layers."""
     before = {g.name: g.channels for g in find_channels(graph).groups}
     try:
         without = capture(drop_blocks(model, [block.name], example), example)
     except NotEquivalent:
         return False
-    return all(before.get(g.name) == g.channels for g in find_channels(without).groups)
+    return bool(weighted(without)) and all(before.get(g.name) == g.channels for g in find_channels(without).groups)
 
 
 @torch.no_grad()

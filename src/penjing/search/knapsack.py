@@ -139,6 +139,8 @@ def solve(problem: Problem) -> Allocation:
             for r, most in problem.ceilings.items()
             if nearest.costs[r] > most * (1 + 1e-9)
         ]
+        if not over:  # it was found where there was no time to look for the best
+            return nearest
         raise BudgetError(f"no choice of widths and precisions meets the limits; the nearest has {' and '.join(over)}")
     return found
 

@@ -51,12 +51,13 @@ class Timer:
             found = self._timed(new)
             for name, m in found.items():
                 self._keep(new[name], keys[name], m)
-        return {name: Measurement(**self._shelf(c)[keys[name]]) for name, c in contenders.items()}
+        self.known |= {keys[name]: self._shelf(c)[keys[name]] for name, c in contenders.items()}
+        return {name: Measurement(**self.known[key]) for name, key in keys.items()}
 
     def surely(self, contender: Contender) -> Measurement:
         """One call's time, the median of several moments: for when much hangs on it. It stays what is known of the file."""
         found = sorted((self._timed({"it": contender})["it"] for _ in range(MOMENTS)), key=lambda m: m.value)[MOMENTS // 2]
-        self._keep(contender, self._key(contender), found)
+        self._keep(contender, self._key(contender), found, instead=True)
         return found
 
     def _timed(self, contenders: Mapping[str, Contender]) -> dict[str, Measurement]:
@@ -79,10 +80,10 @@ class Timer:
             return self.known
         return self.ledger.read(self._conditions(contender))
 
-    def _keep(self, contender: Contender, key: str, found: Measurement) -> None:
+    def _keep(self, contender: Contender, key: str, found: Measurement, *, instead: bool = False) -> None:
         self.known[key] = found.to_json()
         if self.ledger is not None:
-            self.ledger.write(self._conditions(contender), {key: self.known[key]}, fresh=self.fresh)
+            self.ledger.write(self._conditions(contender), {key: self.known[key]}, fresh=self.fresh or instead)
 
     def _conditions(self, contender: Contender) -> dict[str, Any]:
         here, runtime = machine(), contender[0].runtime
