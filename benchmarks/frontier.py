@@ -281,12 +281,17 @@ def told(kept: Row) -> str:
         lines += [
             f"- {name}: {r['faster']:.2f} times faster than fp32, {r['faster_than_default']:.2f} than the default precision, "
             f"in the better runtime of each; {r['drop']:.2f} points lost [{r['low']:.2f}, {r['high']:.2f}]; "
-            f"{r['cpu_minutes']:.1f} CPU-minutes of training",
+            f"{r['cpu_minutes']:.1f} CPU-minutes of training" + _control(r),
             "",
         ]
     m = kept["machine"]
     peers = ", ".join(f"{n} {v}" for n, v in kept["peers"].items())
     return "\n".join([*lines, f"On {m['cpu']}, {m['cores']} core(s); torch {m['torch']}; peers: {peers}."]) + "\n"
+
+
+def _control(r: Row) -> str:
+    c = r.get("control")
+    return f"; {c['name']}, gets {100 * c['score']:.2f} % where ours gets {r['after']:.2f}" if c else ""
 
 
 def _line(rows: Mapping[str, Row], key: str, r: Row) -> str:
