@@ -65,10 +65,17 @@ def _alike(a: fx.Node, b: fx.Node) -> bool:
     return one == two
 
 
-def named(blocks: Iterable[Block]) -> dict[str, Block]:
-    """Blocks by name, and by their first weight: where one of several in a module has gone, the name of the other changes."""
-    held = list(blocks)
-    return {b.weights[0]: b for b in held} | {b.name: b for b in held}
+def named(blocks: Sequence[Block], names: Sequence[str]) -> list[Block]:
+    """The blocks of these names, or first weights: where one of several in a module has gone, the other's name changes.
+
+    Raises:
+        PlanError: There is no such block; says which there are.
+    """
+    held = {b.weights[0]: b for b in blocks} | {b.name: b for b in blocks}
+    if unknown := [name for name in names if name not in held]:
+        there = sorted(b.name for b in blocks)
+        raise PlanError(f"the plan drops the block {unknown[0]!r}, which the model does not have; it has {there}")
+    return [held[name] for name in names]
 
 
 def _own_weights(add: fx.Node, shortcut: fx.Node, branch: fx.Node) -> tuple[str, ...]:
@@ -161,13 +168,7 @@ def drop_blocks(model: nn.Module, names: Sequence[str], example: Tensor | Sequen
         NotEquivalent: The copy computes something else.
     """
     graph = capture(model, as_inputs(example))
-    found = find_blocks(graph)
-    blocks = named(found)
-    for name in names:
-        if name not in blocks:
-            there = sorted(b.name for b in found)
-            raise PlanError(f"the plan drops the block {name!r}, which the model does not have; it has {there}")
-    gone = [blocks[name] for name in names]
+    gone = named(find_blocks(graph), names)
     smaller, places = copied(graph.module.graph)
     by_name = {n.name: n for n in graph.module.graph.nodes}
     for block in gone:

@@ -65,12 +65,7 @@ class Pair:
 def _dropped(graph: Graph, names: Sequence[str]) -> dict[fx.Node, Block]:
     """The blocks that go, by the sum that ends each."""
     nodes = {n.name: n for n in graph.module.graph.nodes}
-    found = find_blocks(graph) if names else []
-    blocks = named(found)
-    if unknown := [name for name in names if name not in blocks]:
-        there = sorted(b.name for b in found)
-        raise PlanError(f"the plan drops the block {unknown[0]!r}, which the model does not have; it has {there}")
-    return {nodes[blocks[name].add]: blocks[name] for name in names}
+    return {nodes[b.add]: b for b in named(find_blocks(graph), names)} if names else {}
 
 
 def _twins(dense: Graph, small: Graph, gone: Mapping[fx.Node, Block]) -> dict[fx.Node, fx.Node]:
