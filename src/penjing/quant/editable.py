@@ -74,12 +74,16 @@ class Editable:
         return padding == "valid" or (padding == "same" and pointwise) or _all(padding, 0)
 
     def store(self) -> None:
-        """Put weight and bias into the graph, in the dtype they came in."""
+        """Put weight and bias into the graph, in the dtype they came in; a weight of the same shape into its own memory."""
         held = self.node.args[1]
         assert isinstance(held, fx.Node)
         name = str(held.target)
-        set_tensor(self.module, name, nn.Parameter(self.weight.to(self.dtype)))
-        held.meta = held.meta | {"val": self.weight.to(self.dtype).to("meta")}  # merged weights have other sizes
+        before = attribute(self.module, held)
+        if before is not None and before.shape == self.weight.shape:
+            before.copy_(self.weight)
+        else:  # merged weights have other sizes
+            set_tensor(self.module, name, nn.Parameter(self.weight.to(self.dtype)))
+            held.meta = held.meta | {"val": torch.empty(self.weight.shape, dtype=self.dtype, device="meta")}
         if argument(self.node, 2, None) is None and not self.bias.any():
             return
         self.node.args = (*self.node.args[:2], None, *self.node.args[3:])  # its own bias no longer counts as read

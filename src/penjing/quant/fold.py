@@ -175,7 +175,7 @@ def _into_layer_before(module: fx.GraphModule, scaling: Scaling) -> bool:
     layer = editable(module, found) if len(found.users) == 1 else None
     if layer is None or dim not in (None, layer.place(found.meta["val"])):
         return False
-    layer.weight = layer.weight * layer.along(scaling.scale, layer.output)
+    layer.weight *= layer.along(scaling.scale, layer.output)
     layer.bias = layer.bias * scaling.scale + scaling.shift
     layer.store()
     return True
@@ -189,7 +189,7 @@ def _into_layer_after(module: fx.GraphModule, node: fx.Node, scaling: Scaling) -
     if scaling.shift.any() and not layer.feels_shift_alike:
         return False
     layer.bias = layer.bias + layer.rows(layer.weight * layer.along(scaling.shift, layer.input), layer.output).sum(1)
-    layer.weight = layer.weight * layer.along(scaling.scale, layer.input)
+    layer.weight *= layer.along(scaling.scale, layer.input)
     layer.store()
     return True
 

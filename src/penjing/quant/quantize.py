@@ -55,11 +55,7 @@ def quantize(
         RecipeError: The target is not known.
     """
     quantizer = Quantizer(model, example, calibration, target=target_named(target), scheme=scheme, progress=progress)
-    module = quantizer.module(sharing=quantizer.scheme.rounding == "nearest")  # which leaves weights as they are
-    for t in (*module.parameters(), *module.buffers()):
-        if t.data_ptr() in quantizer.theirs:
-            t.data = t.data.clone()
-    return module
+    return quantizer.module(sharing=quantizer.scheme.rounding == "nearest")  # which leaves weights as they are
 
 
 class Quantizer:
@@ -68,7 +64,6 @@ class Quantizer:
     Attributes:
         reference: The prepared network in float.
         batches: The calibration data.
-        theirs: Where the weights of the user's model lie, which ``reference`` may share and must not change.
     """
 
     def __init__(
@@ -84,8 +79,7 @@ class Quantizer:
         """See ``quantize``."""
         self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
         check_weights(model)
-        self.theirs = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
-        self.reference = capture(model, as_inputs(example), sharing=True).module
+        self.reference = capture(model, as_inputs(example)).module
         gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         prepare(self.reference, target)
@@ -163,8 +157,8 @@ class Quantizer:
 
     @contextmanager
     def _laid_out(self) -> Iterator[None]:
-        """While networks are run: weights as convolutions want them, those that are the user's left alone."""
-        own = [p for p in self.reference.parameters() if p.ndim == 4 and p.data_ptr() not in self.theirs]
+        """While networks are run: weights as convolutions want them."""
+        own = [p for p in self.reference.parameters() if p.ndim == 4]
         for p in own:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
         try:
