@@ -28,8 +28,9 @@ from penjing.graph import capture
 from penjing.measure import compare, machine, top1
 from penjing.progress import silent
 from penjing.prune import drop_blocks, plan_widths, prune_channels, repair
+from penjing.run.crew import Crew
 from penjing.run.job import Job
-from penjing.run.tables import choices, look
+from penjing.run.tables import look
 from penjing.score import Evidence
 from penjing.search import Allocation, Budget, Tables, allocate, uniform
 from penjing.search.allocate import problem
@@ -149,7 +150,7 @@ def main() -> None:
     settings = replace(demo_settings(), samples=8, drop_blocks=True)
     job = Job(fashion_resnet20(), task, Budget(max_drop=None, latency=0.1), "openvino", given.work, settings, silent)
     job.claim()
-    bench = Bench(job, look(job, choices(job)), test, given.steps)
+    bench = Bench(job, look(Crew(job)), test, given.steps)
     with torch.no_grad():
         kept: dict[str, Any] = {
             "original": 100 * top1(job.model, test).value,

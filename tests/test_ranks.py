@@ -22,11 +22,24 @@ def test_what_the_launcher_says(how: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert ranks.launched() == expected
 
 
+def test_apart_nobody_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with ranks.apart():
+        assert ranks.launched() == (1, 1)
+        with ranks.together():
+            assert ranks.launched() == (2, 1)
+        assert ranks.launched() == (1, 1)
+    assert ranks.launched() == (2, 1)
+
+
 def test_alone_everything_is_ones_own() -> None:
     ranks.join()
     assert (ranks.rank(), ranks.world(), ranks.is_writer()) == (0, 1, True)
     assert list(ranks.own(range(5))) == [0, 1, 2, 3, 4]
     assert ranks.gathered("found") == ["found"]
     assert ranks.mean(0.5) == 0.5
+    assert ranks.told("found") == "found"
     ranks.wait()
     ranks.leave()

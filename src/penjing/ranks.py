@@ -6,6 +6,8 @@ processes; ``join`` brings them together.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -13,10 +15,14 @@ import torch
 from torch import Tensor, distributed
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(days=7)  # one may measure for hours while others wait; the launcher ends all when one has died
+_apart = False
 
 
 def launched() -> tuple[int, int]:
-    """Processes on this node, and nodes, as ``torchrun`` or ``srun`` says; (1, 1) where neither started this process."""
+    """Processes on this node, and nodes, as ``torchrun`` or ``srun`` says; (1, 1) where neither did, or it works apart."""
+    if _apart:
+        return 1, 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
@@ -33,7 +39,7 @@ def join() -> None:
     if devices * nodes > 1 and not _joined():
         number = int(os.environ["RANK"] if "RANK" in os.environ else os.environ["SLURM_PROCID"])
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, rank=number, world_size=devices * nodes)
+        distributed.init_process_group(backend, rank=number, world_size=devices * nodes, timeout=PATIENCE)
 
 
 def leave() -> None:
@@ -45,12 +51,43 @@ def leave() -> None:
 
 def world() -> int:
     """How many processes work together."""
-    return distributed.get_world_size() if _joined() else 1
+    return distributed.get_world_size() if _joined() and not _apart else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
-    return distributed.get_rank() if _joined() else 0
+    """The number of this process among those it works with, from 0."""
+    return distributed.get_rank() if _joined() and not _apart else 0
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Work alone for a while, whatever the others do: one process, and nothing is shared."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within ``apart``: with the others again."""
+    global _apart
+    before, _apart = _apart, False
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def told(value: Item) -> Item:
+    """What process 0 gives here; all must call this together."""
+    if world() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def is_writer() -> bool:

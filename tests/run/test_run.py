@@ -1,4 +1,5 @@
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import penjing as pj
 from penjing.errors import BudgetError, DataError, ModelError, RecipeError
 from penjing.export import RUNTIMES, left_in_float
 from penjing.files import read_tensors
+from penjing.progress import silent
 from penjing.result import load_result
+from penjing.run.job import Job
+from penjing.run.training import Start
 from penjing.search import Budget
 
 SETTINGS = pj.Settings(
@@ -109,6 +113,18 @@ def test_plan_and_weights_rebuild_the_network(finished: pj.Result) -> None:
     found = finished.artifact.load(1)(x)
     assert (found - expected).norm() / expected.norm() < 0.1  # int8 is all that lies between the two
     assert sum(p.numel() for p in small.parameters()) == finished.data["size"]["parameters"][1]
+
+
+def test_other_processes_make_what_is_trained_again_from_the_folder(given: nn.Module, finished: pj.Result) -> None:
+    job = Job(given, task(), Budget(max_drop=0.4), "onnxruntime", finished.folder, SETTINGS, silent)
+    key = finished.data["chosen"]
+    sent = pickle.loads(pickle.dumps(Start(given, key, ())))
+    assert sent == Start(None, key, ())
+    x = batches(3)[0][0]
+    assert torch.equal(Start(None, key).here(job)(x), pj.load(finished.folder / "weights.safetensors", network)(x))
+    file = pj.export(sent.here(job), x[:1], finished.folder.parent / "again.onnx", target="onnxruntime")
+    assert file.path.read_bytes() == (finished.folder / "stages" / f"{key}.onnx").read_bytes()
+    assert Start(None).here(job) is given
 
 
 def test_the_lines_of_code_in_the_report_load_the_file(finished: pj.Result) -> None:

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from penjing import ranks
 from penjing.cli.app import Exclude, Json, Weights, app, bars, network
+from penjing.cli.launch import Devices, Nodes, together
 from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
 from penjing.measure import top1
@@ -96,6 +98,8 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
         list[str] | None,
         typer.Option("--set", help="Any other key of a recipe: settings.attempts=2; `penjing recipe` prints them all."),
     ] = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     as_json: Json = False,
 ) -> None:
     """Compress your own network on your own data, as options or a recipe say.
@@ -106,6 +110,7 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     Example: `penjing compress --model my_net:build --weights w.safetensors --data my_net:task --max-drop 0.5 --latency 0.25x
     --target openvino --out runs/mine`, or `penjing compress recipe.yaml --minutes 30`
     """
+    together(devices, nodes)
     limits = {"max_drop": _points(max_drop), "latency": latency, "bytes": size, "macs": macs, "memory": memory}
     settings: dict[str, Any] = {
         "minutes": minutes,
@@ -135,7 +140,9 @@ def _run(asked: Recipe, as_json: bool) -> None:
         recipe=asked,
         progress=bars,
     )
-    tell(result, as_json)
+    if ranks.is_writer():
+        tell(result, as_json)
+    ranks.leave()
 
 
 def _points(drop: str | None) -> str | None:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from torch import nn
 
+from penjing import ranks
 from penjing.progress import Progress, silent
 from penjing.recipe import Recipe
 from penjing.result import RESULT, Result, budget_entry, load_result
 from penjing.run.baseline import Baseline, measure_baseline
 from penjing.run.candidates import Maker
 from penjing.run.confirm import confirm
+from penjing.run.crew import Crew
 from penjing.run.job import Job
-from penjing.run.tables import choices, look
+from penjing.run.tables import look
 from penjing.run.training import Trainer
 from penjing.search import Budget, Candidate, best, gallop, marked, over
 from penjing.settings import Settings as Settings
@@ -54,24 +56,27 @@ def compress(
         BudgetError: No widths and precisions meet the limits; names the nearest that do. Nothing was trained.
         PenjingError: The model, the data or the folder cannot be used; nothing is written.
     """
-    job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), progress, recipe)
-    if (finished := _finished(job)) is not None:
-        return finished
-    found = choices(job)
-    job.claim()
-    baseline = measure_baseline(job)
-    maker = Maker(job, look(job, found), baseline, Trainer(job))
-    tried = _search(job, maker, baseline)
-    confirm(job, maker, baseline, tried)
+    shown = progress if ranks.is_writer() else silent
+    job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), shown, recipe)
+    Crew(job).run(_stages)
     return load_result(job.out)
 
 
-def _finished(job: Job) -> Result | None:
-    """The result, when this very run was finished before."""
-    if not (job.out / RESULT).is_file():
-        return None
-    done = load_result(job.out)
-    return done if done.data["budget"] == budget_entry(job.budget) else None
+def _stages(crew: Crew) -> None:
+    job = crew.job
+    if _finished(job):
+        return
+    assert crew.choices  # what cannot be read is refused before anything is written
+    job.claim()
+    baseline = measure_baseline(job)
+    maker = Maker(job, look(crew), baseline, Trainer(crew))
+    tried = _search(job, maker, baseline)
+    confirm(job, maker, baseline, tried)
+
+
+def _finished(job: Job) -> bool:
+    """Whether this very run was finished before."""
+    return (job.out / RESULT).is_file() and load_result(job.out).data["budget"] == budget_entry(job.budget)
 
 
 def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:

@@ -21,7 +21,7 @@ from penjing.prune.store import load, save
 from penjing.quant import Quantizer
 from penjing.run.baseline import Baseline
 from penjing.run.job import Job
-from penjing.run.training import Trainer
+from penjing.run.training import Start, Trainer
 from penjing.score import Evidence, structured_obs
 from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, scaled, shown
 
@@ -81,11 +81,13 @@ class Maker:
             told["gave"] = f"{len(net.plan.keep)} tensors cut, {len(net.plan.blocks)} blocks left out"
         steps = 0
         if trained:
-            steps = self.trainer.steps(net.module, key, trials)
+            self._save(net, key, trained=True)  # for those who train it together with this process
+            start = Start(net.module, key)
+            steps = self.trainer.steps(start, key, trials)
             with self.job.stage(f"{name}: distil") as told:
-                net = replace(net, module=self.trainer.train(net.module, key, name, steps))
+                net = replace(net, module=self.trainer.train(start, key, name, steps))
                 told["gave"] = f"{steps} steps"
-        self._save(net, key, steps)
+        self._save(net, key, trained=trained)
         made = self._scored(key, name, share, net, allocation, steps)
         self.job.keep(key, made.to_json())
         return made
@@ -108,7 +110,8 @@ class Maker:
         quantizer = Quantizer(net.module, self.job.example, self.job.calibration, target=self.job.profile)
         module = quantizer.module(candidate.floats)
         if candidate.steps_in_integers:
-            trained = self.trainer.train(module, f"{candidate.key}-integers", candidate.name, candidate.steps_in_integers)
+            start = Start(module, candidate.key, tuple(candidate.floats))
+            trained = self.trainer.train(start, f"{candidate.key}-integers", candidate.name, candidate.steps_in_integers)
             assert isinstance(trained, fx.GraphModule)
             return trained
         return module
@@ -236,8 +239,8 @@ class Maker:
         known = {name: torch.tensor(row.scores, dtype=torch.float64) for name, row in self.tables.damage.items()}
         return {g.name: known.get(g.name, torch.ones(g.channels)) for g in evidence.channels.groups}
 
-    def _save(self, net: Net, key: str, steps: int) -> None:
-        if net.plan.keep or net.plan.blocks or steps:
+    def _save(self, net: Net, key: str, *, trained: bool) -> None:
+        if net.plan.keep or net.plan.blocks or trained:
             save(self.job.stages / f"{key}.safetensors", net.module, net.plan, self.job.example)
             self.job.keep(f"{key}-plan", net.plan.to_json())
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing import ranks
 from penjing.errors import RecipeError
 from penjing.files import read_json, remove_parts, write_json
 from penjing.graph import check_weights
@@ -85,7 +86,8 @@ class Job:
 
     def keep(self, name: str, value: Any) -> None:
         """Leave something for a process that goes on."""
-        write_json(self.stages / f"{name}.json", value)
+        if ranks.is_writer():
+            write_json(self.stages / f"{name}.json", value)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, str]]:
@@ -121,7 +123,7 @@ class Log:
     def add(self, kind: str, row: Mapping[str, Any]) -> None:
         """One more; the same row again, as when a killed run walks through epochs that are over, is not."""
         held = self._all()
-        if row not in held.setdefault(kind, []):
+        if ranks.is_writer() and row not in held.setdefault(kind, []):
             held[kind].append(dict(row))
             write_json(self.path, held)
 

@@ -1,20 +1,61 @@
 """The training that a run may spend, and spending it: every candidate learns from the original."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from penjing import ranks
 from penjing.distill import TeacherLoss, imitate, weighted, with_labels
 from penjing.measure import machine
+from penjing.prune.store import load
+from penjing.quant import Quantizer
+from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.search import Candidate
 from penjing.train import Epoch, fit, portioned, seconds_a_step
 from penjing.train.fit import length
 
 EPOCHS = 12.0  # of training in all, where neither epochs nor minutes are given
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network that training starts from: at hand in the process that made it, made again from the folder in the others.
+
+    Attributes:
+        key: What it is kept as in the folder; None for the original.
+        floats: The layers that stay in float, where it is in integers.
+    """
+
+    module: nn.Module | None
+    key: str | None = None
+    floats: tuple[str, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": None, "key": self.key, "floats": self.floats}
+
+    def here(self, job: Job) -> nn.Module:
+        """The network in this process."""
+        if self.module is not None:
+            return self.module
+        net = job.model if self.key is None else load(job.stages / f"{self.key}.safetensors", lambda: job.model).eval()
+        if self.floats is None:
+            return net
+        with ranks.apart():
+            return Quantizer(net, job.example, job.calibration, target=job.profile).module(self.floats)
+
+
+@dataclass(frozen=True)
+class Course:
+    """One training: what its checkpoint is kept as, what it is told as, how long, and whether the original teaches."""
+
+    key: str
+    name: str
+    steps: int
+    taught: bool = True
 
 
 class Trainer:
@@ -24,12 +65,10 @@ class Trainer:
         left: Share of the whole training that is left.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job, settings = job, job.settings
-        self.loss: TeacherLoss = weighted(
-            (1 - settings.labels, imitate(settings.temperature)), (settings.labels, with_labels(job.task.loss))
-        )
+    def __init__(self, crew: Crew) -> None:
+        self.crew, self.job = crew, crew.job
         self.left = 1.0
+        job, settings = crew.job, crew.job.settings
         epochs = settings.epochs if settings.epochs is not None or settings.minutes is not None else EPOCHS
         self.most = None if epochs is None else round(epochs * length(job.task.train))  # steps
 
@@ -38,7 +77,7 @@ class Trainer:
         """Whether there is any training to spend."""
         return self.most != 0 and self.job.settings.minutes != 0
 
-    def steps(self, model: nn.Module, key: str, trials: int) -> int:
+    def steps(self, net: Start, key: str, trials: int) -> int:
         """How many steps a candidate gets: an equal part of what is left, less what is reserved for training in integers.
 
         Decided once, and kept.
@@ -49,7 +88,7 @@ class Trainer:
             share = self.left / trials
             possible = [] if self.most is None else [self.most * share]
             if minutes is not None:
-                possible.append(60 * minutes * share / self._pace(model, key))
+                possible.append(60 * minutes * share / self._pace(net, key))
             every = min(possible)
             reserved = int(self.job.settings.qat * every)
             held = {"steps": max(1, int(every) - reserved), "reserved": reserved, "share": share, "in integers": False}
@@ -74,37 +113,16 @@ class Trainer:
         used = 1.0 if held["in integers"] else 1 - self.job.settings.qat
         self.left = max(0.0, self.left - used * held["share"])
 
-    def train(self, model: nn.Module, key: str, name: str, steps: int, *, taught: bool = True) -> nn.Module:
-        """Train with about so many steps; what was begun goes on.
-
-        Args:
-            taught: By the original; else from the labels alone.
-        """
-        train, epochs = portioned(self.job.task.train, steps)
-        return fit(
-            model,
-            replace(self.job.task, train=train),
-            epochs=epochs,
-            teacher=self.job.model if taught else None,
-            loss=self.loss if taught else None,
-            settings=self.job.settings.training,
-            checkpoint=self.job.stages / f"{key}-training.safetensors",
-            on_epoch=self._noted(name),
-            progress=self.job.progress,
-        )
+    def train(self, net: Start, key: str, name: str, steps: int) -> nn.Module:
+        """Train with about so many steps, taught by the original; what was begun goes on."""
+        return self.crew.all(_trained, net, Course(key, name, steps))
 
     def control(self, candidate: Candidate) -> nn.Module:
         """The original, trained on with labels for as many steps as the candidate: what training alone gives."""
-        return self.train(self.job.model, f"control-{candidate.steps}", "control", candidate.steps, taught=False)
+        course = Course(f"control-{candidate.steps}", "control", candidate.steps, taught=False)
+        return self.crew.all(_trained, Start(self.job.model), course)
 
-    def _noted(self, name: str) -> Callable[[Epoch], None]:
-        def note(epoch: Epoch) -> None:
-            row = asdict(epoch)
-            self.job.log.add("training", {"run": name, **{k: row[k] for k in ("epoch", "loss", "lr", "seconds")}})
-
-        return note
-
-    def _pace(self, model: nn.Module, key: str) -> float:
+    def _pace(self, net: Start, key: str) -> float:
         """Seconds a step; measured once on this machine for the same candidate of the same run."""
         here = machine()
         shelf = {
@@ -116,8 +134,37 @@ class Trainer:
         name = f"{self.job.identity} {key}"
         known = self.job.ledger.read(shelf)
         if name not in known or self.job.settings.fresh:
-            seconds = seconds_a_step(
-                model, self.job.task, teacher=self.job.model, loss=self.loss, settings=self.job.settings.training
-            )
+            seconds = self.crew.all(_seconds, net)
             known = self.job.ledger.write(shelf, {name: seconds}, fresh=self.job.settings.fresh)
         return float(known[name])
+
+
+def _loss(job: Job) -> TeacherLoss:
+    s = job.settings
+    return weighted((1 - s.labels, imitate(s.temperature)), (s.labels, with_labels(job.task.loss)))
+
+
+def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
+    job = crew.job
+    train, epochs = portioned(job.task.train, course.steps)
+
+    def note(epoch: Epoch) -> None:
+        row = asdict(epoch)
+        job.log.add("training", {"run": course.name, **{k: row[k] for k in ("epoch", "loss", "lr", "seconds")}})
+
+    return fit(
+        net.here(job),
+        replace(job.task, train=train),
+        epochs=epochs,
+        teacher=job.model if course.taught else None,
+        loss=_loss(job) if course.taught else None,
+        settings=job.settings.training,
+        checkpoint=job.stages / f"{course.key}-training.safetensors",
+        on_epoch=note,
+        progress=job.progress,
+    )
+
+
+def _seconds(crew: Crew, net: Start) -> float:
+    job = crew.job
+    return seconds_a_step(net.here(job), job.task, teacher=job.model, loss=_loss(job), settings=job.settings.training)

@@ -86,6 +86,8 @@ def narrowing(
                 on_group(group.name, mine[group.name])
             advance(group.name)
     for share in ranks.gathered(mine):
+        for name in sorted(share.keys() - mine.keys()):
+            on_group(name, share[name])
         found |= share
     return found
 

@@ -103,17 +103,26 @@ class _Judge:
         """Of every set of blocks."""
         mine = {}
         for names in ranks.own(sets):
-            key = f"{' '.join(names)} on {sum(len(b[0]) for b in fitted)}"
+            key = _key(names, fitted)
             if key not in self.known:
                 small = drop_blocks(self.model, names, self.example)
                 small = refit(small, self.model, ChannelPlan({}, names), self.example, fitted)
-                error = self.apart(self.exact, _outputs(small, self.example, self.judged))
-                if math.isfinite(error):
-                    self.told(key, error)
-                self.known[key] = error
-            mine[names] = self.known[key]
+                self._learn(key, self.apart(self.exact, _outputs(small, self.example, self.judged)))
+            mine[key] = self.known[key]
             advance(" ".join(names))
-        return {names: error for share in ranks.gathered(mine) for names, error in share.items()}
+        for share in ranks.gathered(mine):
+            for key in sorted(share.keys() - self.known.keys()):
+                self._learn(key, share[key])
+        return {names: self.known[_key(names, fitted)] for names in sets}
+
+    def _learn(self, key: str, error: float) -> None:
+        self.known[key] = error
+        if math.isfinite(error):
+            self.told(key, error)
+
+
+def _key(names: Sequence[str], fitted: Sequence[Batch]) -> str:
+    return f"{' '.join(names)} on {sum(len(b[0]) for b in fitted)}"
 
 
 def _innermost(blocks: Sequence[Block]) -> list[Block]:

@@ -1,0 +1,58 @@
+"""Read the network, before anything is measured: what there is to choose from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+
+from penjing.distill.logits import is_classes
+from penjing.errors import RecipeError
+from penjing.graph import Channels, Graph, capture
+from penjing.prune import allowed_widths
+from penjing.quant.apart import Apart, divergence, noise_share
+from penjing.run.job import Job
+from penjing.score import Evidence
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What there is to choose from: the channels, what their errors are told in, and the widths that every group may have."""
+
+    evidence: Evidence
+    apart: Apart
+    widths: Mapping[str, list[int]]
+
+
+def choices(job: Job) -> Choices:
+    """Read the network; nothing is written.
+
+    Raises:
+        ModelError: It cannot be read.
+        RecipeError: A pattern to exclude fits nothing.
+    """
+    evidence = Evidence.of(capture(job.model, job.example), job.calibration, job.task.loss)
+    return Choices(evidence, _apart(job, evidence.graph), _widths(job, evidence.channels))
+
+
+def _apart(job: Job, graph: Graph) -> Apart:
+    """Classes are compared by what becomes of their probabilities, other outputs by their values."""
+    with torch.no_grad():
+        output = graph.module(*job.example)
+    target = next(iter(job.task.search))[1]
+    return divergence if is_classes(output, target[:1] if isinstance(target, torch.Tensor) else target) else noise_share
+
+
+def _widths(job: Job, channels: Channels) -> dict[str, list[int]]:
+    """The widths that every group may have; groups that are to stay whole are not there."""
+    s = job.settings
+    step = s.round_to or job.profile.lanes
+    for pattern in s.exclude:
+        if not any(fnmatch(name, pattern) for name in channels.shapes):
+            near = next(iter(channels.shapes), "")
+            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {near!r}")
+    return {
+        g.name: allowed_widths(g.channels, step, blocks=1 if g.blocks is None else len(g.blocks), floor=s.floor)
+        for g in channels.groups
+        if (s.cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in s.exclude)
+    }
