@@ -5,13 +5,16 @@ VENV   ?= .venv
 OUT    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test coverage lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/penjing demo --out $(OUT)
 
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+coverage: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov=penjing
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

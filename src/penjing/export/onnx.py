@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
+from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
@@ -49,6 +51,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     destination = Path(path)
     copied = copy.deepcopy(module).eval()
     lower(copied)
+    spell_out(copied)
     if profile.channels_first:
         norms_over_channels(copied)
     try:
@@ -70,7 +73,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], dims: Any) -> Any:
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
-        with _quiet(), _fake_quantize_shapes(), _operators_read_once(), torch.no_grad():
+        with _quiet(), _fake_quantize_shapes(), _operators_read_once(), _traced_once(), torch.no_grad():
             program = torch.onnx.export(module, inputs, dynamo=True, dynamic_shapes=dims, input_names=names, verbose=False)
     except Exception as e:  # the exporter wraps whatever went wrong; its last cause says what
         cause: BaseException = e
@@ -121,6 +124,29 @@ def _operators_read_once() -> Iterator[None]:
         return _OPERATORS[key]
 
     with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(once)):
+        yield
+
+
+@contextlib.contextmanager
+def _traced_once() -> Iterator[None]:
+    """Keep torch from tracing a network anew for decompositions that it does not need: half of what is left of an export.
+
+    Where another torch has no such step, nothing is changed.
+    """
+    try:
+        from torch.onnx._internal.exporter import _decomp, _fx_passes
+
+        decompose, implemented = _fx_passes.decompose_with_registry, _decomp.get_onnx_implemented_overloads
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def where_needed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
+        known: set[Any] = {operator.getitem, *implemented(registry)}
+        called = {n.target for n in program.graph.nodes if n.op == "call_function"}
+        return program if called <= known else decompose(program, registry)
+
+    with mock.patch.object(_fx_passes, "decompose_with_registry", where_needed):
         yield
 
 
