@@ -250,6 +250,76 @@ def test_the_demo_fits_its_data() -> None:
     assert demo_settings().batch == 32
 
 
+MISTAKEN = """
+import numpy as np, torch, penjing as pj, own_model
+
+def task(**changed):
+    own = own_model.task()
+    return pj.Task(**{"train": own.train, "search": own.search, "confirm": own.confirm, "metric": own.metric} | changed)
+
+def other():
+    images = [(torch.zeros(4, 3, 24, 24), torch.zeros(4).long())]
+    return task(train=images, search=images, confirm=images)
+
+def number(): return task(metric=lambda run, batches: 0.5)
+def on_outputs(): return task(metric=lambda output, target: (output.argmax(1) == target).float().mean())
+def short(): return task(metric=lambda run, batches: pj.Score(0.5, 64, np.zeros(3)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("number", "returns float"), ("on_outputs", "'argmax'"), ("short", "(3,), float64, for 64 samples")]
+)
+@pytest.mark.parametrize("command", ["measure", "compress", "quantize", "distill"])
+def test_a_metric_that_is_none_is_told_how_one_looks(
+    here: Path, command: str, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mistaken.py").write_text(MISTAKEN)
+    own = ["--model", "own_model:build"]
+    words = {
+        "measure": ["whole.onnx"],
+        "compress": [*own, "--out", "o"],
+        "quantize": [*own, "--out", "o"],
+        "distill": ["--teacher", own[1], "--width", "0.5", "--out", "o"],
+    }
+    assert penjing("export", *own, "--data", "own_model:task", "--out", "whole.onnx") == 0
+    assert penjing(command, *words[command], "--data", f"mistaken:{name}") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert said in told
+    assert "penjing.Score(value, samples, per_sample)" in told
+    assert not (here / "o").exists()
+
+
+def test_data_that_a_file_does_not_take_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mistaken.py").write_text(MISTAKEN)
+    assert penjing("export", "--model", "own_model:build", "--data", "own_model:task", "--out", "whole.onnx") == 0
+    assert penjing("measure", "whole.onnx", "--data", "mistaken:other") == 2
+    told = capsys.readouterr().err
+    assert "whole.onnx does not take what task.confirm yields, inputs of shape [(4, 3, 24, 24)]" in told
+    assert "Expected: 1" in told
+    assert len(told.strip().splitlines()) == 1
+
+
+GRADED = """
+import numpy as np, penjing as pj, own_model
+
+def margin(run, batches):
+    each = np.concatenate([run(x).numpy().max(1) for x, _ in batches])
+    return pj.Score(each.mean(), len(each), each)
+
+def task():
+    own = own_model.task()
+    return pj.Task(train=own.train, search=own.search, confirm=own.confirm, metric=margin)
+"""
+
+
+def test_a_metric_that_refuses_gradients_scores_a_module(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "graded.py").write_text(GRADED)
+    words = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "graded:task", "--max-drop", "100"]
+    assert penjing("quantize", *words, "--no-placements", "--out", "graded.onnx", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["score"]["samples"] == 512
+
+
 def test_python_dash_m(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "penjing", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
@@ -329,6 +399,13 @@ def test_a_network_teaches_one_of_half_its_width(here: Path, capsys: pytest.Capt
 def test_mistakes_in_distilling(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert penjing("distill", "--teacher", "own_model:build", *words, *DISTILL, "--out", "runs/wrong") == 2
     assert said in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_loss_that_is_not_known_is_told_before_a_student_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "--teacher", "no_such:net", "--width", "0.5", "--loss", "kk", *DISTILL, "--out", "runs/wrong"]
+    assert penjing(*words) == 2
+    assert "loss 'kk' is not known" in capsys.readouterr().err
 
 
 def test_two_processes_distil_as_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

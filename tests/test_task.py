@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from penjing.errors import DataError
-from penjing.task import Batches, Run, Score, Task, as_tuple, check_task, first_batch
+from penjing.task import Batches, Run, Score, Task, as_tuple, check_metric, check_task, first_batch
 
 BATCH = (torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
 
@@ -146,3 +146,62 @@ def test_a_list_of_inputs_becomes_a_tuple() -> None:
 def test_scores_compare_by_value_and_samples() -> None:
     assert Score(0.5, 2, np.array([0, 1])) == Score(0.5, 2, np.array([1, 0]))
     assert Score(0.5, 2, np.array([0, 1])) != Score(0.5, 4, np.array([0, 1]))
+
+
+def test_what_a_metric_gives_is_in_numbers_of_python() -> None:
+    score = Score(np.float32(0.5), np.int64(2), np.zeros(2))  # type: ignore[arg-type]
+    assert (type(score.value), type(score.samples)) == (float, int)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda _run, _batches: 0.5, "returns float; .*Score"),
+        (lambda output, target: (output.argmax(1) == target).float().mean(), "AttributeError.*argmax.*metric.run, batches."),
+        (lambda _run, _batches: Score(0.5, 64, np.zeros(3)), r"per_sample of shape \(3,\).*for 64 samples"),
+        (lambda _run, _batches: Score(0.5, 4, np.zeros((4, 1))), r"per_sample of shape \(4, 1\)"),
+        (lambda _run, _batches: Score(np.nan, 4, np.zeros(4)), "NaN"),
+        (lambda _run, _batches: Score(0.5, 4, np.full(4, np.inf)), "infinity"),
+        (raising(ValueError("my own words\nand more")), "ValueError: my own words; "),
+        (raising(DataError("ours")), "^ours$"),
+    ],
+)
+def test_a_metric_that_is_none_is_told_how_one_looks(metric: Any, said: str) -> None:
+    net = model().train()
+    with pytest.raises(DataError, match=said):
+        check_metric(task(metric=metric), net)
+    assert net.training
+    with pytest.raises(DataError, match=said):
+        check_metric(task(metric=metric), lambda x: net(x))
+
+
+def test_a_metric_sees_what_a_file_would_give() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x.flatten(1)[:, :4] * nn.Parameter(torch.ones(()))}
+
+    def accuracy(run: Run, batches: Batches) -> Score:
+        hits = np.concatenate([run(x).numpy().argmax(1) == y.numpy() for x, y in batches])  # refused where gradients flow
+        return Score(hits.mean(), len(hits), hits)
+
+    check_metric(task(metric=accuracy), Named())
+
+
+def test_a_metric_that_one_batch_is_too_small_for_gets_them_all() -> None:
+    sizes = []
+
+    def auc(run: Run, batches: Batches) -> Score:
+        sizes.append(len(list(batches)))
+        labels = torch.cat([y for _, y in batches])
+        if len(labels.unique()) < 4:
+            raise ValueError("only one class")
+        return top1(run, batches)
+
+    check_metric(task(metric=auc, search=[(BATCH[0], torch.zeros(4).long()), BATCH]), model())
+    assert sizes == [1, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "search", "confirm"])
+def test_what_can_be_walked_only_once_is_refused(split: str) -> None:
+    with pytest.raises(DataError, match=rf"task\.{split} is a generator.*only once; give a list or a DataLoader"):
+        check_task(task(**{split: (b for b in [BATCH])}), model())

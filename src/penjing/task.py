@@ -4,7 +4,9 @@ A *batch* is ``(inputs, target)``; ``inputs`` is a tensor or a tuple of tensors,
 Loaders are walked many times, so each must give a fresh iterator every time (a list or a ``DataLoader`` does).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from penjing.errors import DataError, first_line
+from penjing.errors import DataError, PenjingError, first_line
 
 Inputs = Tensor | tuple[Tensor, ...]
 Batch = tuple[Inputs, Any]
 Batches = Iterable[Batch]
 Run = Callable[..., Any]  # a network in torch or in a runtime: takes the inputs one by one
 Loss = Callable[[Any, Any], Tensor]  # (output, target) -> scalar
+HOW = (  # what is wrong with most metrics that are
+    "a metric is called as metric(run, batches), calls run(*inputs) for every (inputs, target), and returns "
+    "penjing.Score(value, samples, per_sample), per_sample with one number a sample"
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Score:
     value: float
     samples: int
     per_sample: np.ndarray = field(repr=False, compare=False)  # (samples,), mean equals ``value`` where that makes sense
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(self.value))  # of numpy or torch: JSON knows neither
+        object.__setattr__(self, "samples", int(self.samples))
 
 
 Metric = Callable[[Run, Batches], Score]
@@ -87,10 +98,14 @@ def first_batch(batches: Batches, name: str) -> Batch:
     """The first batch of a split.
 
     Raises:
-        DataError: The split is empty or does not yield ``(inputs, target)``.
+        DataError: The split is empty, can be walked only once, or does not yield ``(inputs, target)``.
     """
     if not isinstance(batches, Iterable):
         raise DataError(f"task.{name} is {type(batches).__name__}; give something that yields (inputs, target) pairs")
+    if isinstance(batches, Iterator):
+        raise DataError(
+            f"task.{name} is a {type(batches).__name__}, which can be walked only once; give a list or a DataLoader"
+        )
     batch = next(iter(batches), None)
     if batch is None:
         raise DataError(f"task.{name} is empty: it yields no batch; give at least one (inputs, target) pair")
@@ -111,9 +126,7 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
     Raises:
         DataError: A split is empty, or the network does not take what it yields.
     """
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
+    with _in_eval(model):
         for name in ("train", "search", "confirm"):
             inputs, target = first_batch(getattr(task, name), name)
             shapes = [tuple(x.shape) for x in as_tuple(inputs)]
@@ -126,10 +139,71 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
                 ) from e
             if name == "train":
                 _check_loss(task.loss, output, target)
+    return as_tuple(first_batch(task.search, "search")[0])
+
+
+def check_metric(task: Task, run: Run) -> None:
+    """Call the metric on the first batch of ``search``, so that a mistake in it shows before any work is done.
+
+    Where it fails on that or gives no finite number, as one that needs every class may, it gets the whole split.
+
+    Args:
+        run: A file that is loaded, or a network; the metric sees what a file of it would give.
+
+    Raises:
+        DataError: It fails, or gives something else than a finite ``Score`` with one number a sample.
+    """
+    if isinstance(run, nn.Module):
+        with _in_eval(run):
+            return check_metric(task, as_a_file(run))
+    try:
+        _check_score(task.metric, run, [first_batch(task.search, "search")])
+    except _TooFew:
+        _check_score(task.metric, run, task.search)
+    return None
+
+
+class _TooFew(DataError):
+    """A metric gives no score, and more batches may change that."""
+
+
+def _check_score(metric: Metric, run: Run, batches: Batches) -> None:
+    try:
+        score = metric(run, batches)
+    except PenjingError:
+        raise
+    except Exception as e:  # whatever the user's metric raises
+        raise _TooFew(f"task.metric fails with {type(e).__name__}: {first_line(e)}; {HOW}") from e
+    if not isinstance(score, Score):
+        raise DataError(f"task.metric returns {type(score).__name__}; {HOW}")
+    each = np.asarray(score.per_sample)
+    if each.ndim != 1 or each.dtype.kind not in "biuf" or len(each) != score.samples:
+        raise DataError(f"task.metric gives per_sample of shape {each.shape}, {each.dtype}, for {score.samples} samples; {HOW}")
+    if not (math.isfinite(score.value) and np.isfinite(each).all()):
+        raise _TooFew("task.metric gives NaN or infinity on task.search; look for it in the data and in what it divides by")
+
+
+def as_a_file(model: nn.Module) -> Run:
+    """The network as its file would answer: without gradients, one output bare, several as a tuple."""
+
+    def run(*inputs: Tensor) -> Any:
+        with torch.no_grad():
+            outputs = tree_leaves(model(*inputs))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return run
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and afterwards every part of it in the mode it was in."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
-    return as_tuple(first_batch(task.search, "search")[0])
 
 
 def _check_loss(loss: Loss, output: Any, target: Any) -> None:

@@ -18,7 +18,7 @@ from penjing.plan import ChannelPlan
 from penjing.progress import silent
 from penjing.prune.store import save
 from penjing.recipe import load_task
-from penjing.task import Task, as_tuple, check_task
+from penjing.task import Task, as_tuple, check_metric, check_task
 from penjing.train import Lessons, Taught, Training, teach
 
 DERIVED = "distilled.safetensors"  # a student made from its teacher, with the plan, for penjing.load
@@ -53,6 +53,7 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
     --pretrain-epochs 20 --out runs/small`
     """
     together(devices, nodes)
+    learned = _loss(loss)  # what is wrong in words is told before anything is made
     torch.manual_seed(seed)  # from here on: a factory may draw the weights that training starts from
     big, task = network(teacher, weights), load_task(data)
     small, plan = _student(big, task, student, width, depth, fresh=fresh, seed=seed)
@@ -63,9 +64,11 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
         teacher=Training(lr=lr, keep="best", seed=seed),
         pretrain=Training(lr=lr, seed=seed),
         finetune=Training(lr=lr / 10, keep="best", seed=seed),
-        loss=_loss(loss),
+        loss=learned,
     )
     goal = load_task(target_data) if target_data else None
+    for each in (task, goal or task):
+        check_metric(each, small)
     talks = ranks.is_writer()
     taught = teach(
         big, small, task, out, target=goal, lessons=lessons,

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from penjing.cli.app import Data, Json, Model, Target, Weights, app, bars, console, network, print_json, table_of
-from penjing.errors import RecipeError
-from penjing.export import RUNTIMES, Artifact, export, left_in_float
+from penjing.errors import DataError, RecipeError
+from penjing.export import RUNTIMES, Artifact, Runner, export, left_in_float
 from penjing.files import digest
 from penjing.measure import compare, cores
 from penjing.quant import quantize
 from penjing.recipe import load_task
-from penjing.task import as_tuple, check_task, first_batch
+from penjing.task import Task, as_tuple, check_metric, check_task, first_batch
 
 
 @app.command("measure")
@@ -33,6 +33,7 @@ def measure_command(
     rows = []
     artifact = Artifact(file, "onnxruntime", tuple(tuple(x[:1].shape) for x in example), True, digest(file))
     runs = {name: artifact.on(name).load(cores()) for name in RUNTIMES}
+    _check_fits(file, runs["onnxruntime"], task)
     for name, run in runs.items():
         score = task.metric(run, task.confirm)
         rows.append({"runtime": name, "what": "score", "value": f"{score.value:.4f}", "samples": score.samples})
@@ -44,6 +45,17 @@ def measure_command(
         floats = left_in_float(artifact.on(name).kernels())
         rows.append({"runtime": name, "what": "weighted layers not in int8", "value": str(len(floats)), "samples": 1})
     print_json(rows) if as_json else console.print(table_of(str(file), rows))
+
+
+def _check_fits(file: Path, run: Runner, task: Task) -> None:
+    """Refuse a task that the file was not made for, and a metric that is none."""
+    inputs = as_tuple(first_batch(task.confirm, "confirm")[0])
+    try:
+        run(*inputs)
+    except Exception as e:  # the runtime's exceptions share no base class
+        shapes, said = [tuple(x.shape) for x in inputs], " ".join(str(e).split())
+        raise DataError(f"{file} does not take what task.confirm yields, inputs of shape {shapes}: {said}") from e
+    check_metric(task, run)
 
 
 @app.command("export")

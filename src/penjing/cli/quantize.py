@@ -15,7 +15,7 @@ from penjing.quant import GRIDS, OBSERVERS, ROUNDINGS, Quantizer, Scheme, target
 from penjing.recipe import load_task
 from penjing.result import points
 from penjing.search import Mix, MixSettings, fastest_mix
-from penjing.task import Task, as_tuple, check_task, first_batch
+from penjing.task import Task, as_a_file, as_tuple, check_metric, check_task, first_batch
 
 
 @app.command("quantize")
@@ -46,6 +46,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     """
     net, task = _given(file, model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
+    check_metric(task, net)
     scheme = Scheme(
         weight_bits=weight_bits, value_bits=value_bits, rounding=rounding, observer=observer, values=grid, equalize=equalize,
         exclude=tuple(exclude or ()),
@@ -53,7 +54,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     images = [x for x, _ in images_of(task) or ()]
     quantizer = Quantizer(net, example, images, target=target_named(target), scheme=scheme, progress=bars)
     settings = MixSettings(threads=cores(), batch=batch, placements=placements)
-    before = task.metric(_in_eval(net), task.search).value
+    before = task.metric(as_a_file(net.eval()), task.search).value
     mix = fastest_mix(
         quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
         least=before - max_drop / 100, settings=settings, progress=bars,
@@ -73,14 +74,10 @@ def _given(file: Path | None, model: str | None, weights: Path | None) -> nn.Mod
     return network(model, weights)
 
 
-def _in_eval(net: nn.Module) -> nn.Module:
-    return net.eval()
-
-
 def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
     """What came out, as JSON values."""
     chosen, artifact = mix.chosen, mix.chosen.artifact
-    before = task.metric(net, task.confirm)
+    before = task.metric(as_a_file(net), task.confirm)
     after = task.metric(artifact.load(cores(), chosen.precision), task.confirm)
     kernels = artifact.kernels()
     batch = as_tuple(first_batch(task.confirm, "confirm")[0])

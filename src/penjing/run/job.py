@@ -23,7 +23,7 @@ from penjing.recipe import RECIPE, Recipe, dump_recipe
 from penjing.result import RESULT, package_version
 from penjing.search import Budget, Ledger, Timer
 from penjing.settings import Settings
-from penjing.task import Inputs, Task, as_tuple, check_task
+from penjing.task import Inputs, Task, as_tuple, check_metric, check_task
 
 MARK = "run.json"  # says that a folder is ours, and of which model and settings
 LOCK = "lock.json"  # what the run was made with: versions, machine, seed
@@ -56,6 +56,7 @@ class Job:
         self.threads = settings.threads or cores()
         check_weights(model)
         searched = check_task(task, model)
+        check_metric(task, model)
         self.example = tuple(x[:1] for x in searched)
         timed = repeated(self.example, settings.batch)
         self.identity = _identity(model, searched, settings, self.profile.name)

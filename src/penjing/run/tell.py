@@ -19,7 +19,7 @@ from penjing.run.candidates import Maker, Net
 from penjing.run.job import Job, repeated
 from penjing.run.pictures import forgotten
 from penjing.search import Candidate, Mix, over
-from penjing.task import Score, as_tuple
+from penjing.task import Score, as_a_file, as_tuple
 
 WORSE = 1.02  # times the original's time that is not called slower: clocks are no better
 
@@ -142,7 +142,7 @@ def _control(job: Job, maker: Maker, shipped: Shipped) -> dict[str, Any] | None:
         return None
     with job.stage("train the original on, for comparison") as said:
         net = maker.trainer.control(shipped.candidate)
-        score = job.task.metric(net, job.task.confirm).value
+        score = job.task.metric(as_a_file(net), job.task.confirm).value
         said["gave"] = f"{score:.4g} on the confirm split"
     drop = shipped.before.value - score
     name = f"the original, trained on for the same {steps:,} steps"
