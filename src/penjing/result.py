@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from penjing.errors import RecipeError
 from penjing.export import Artifact, Kernel
@@ -191,10 +192,13 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
         f"{size['bytes'][0] / size['bytes'][1]:.1f} times smaller, for {amount(a['drop'], a)} of {a['metric']} lost on "
         f"{a['samples']:,} samples ({interval}{limit})."
     )
-    if data["chosen"] == "original":
-        sentence = f"Nothing that was tried holds, so this is the original: {sentence[0].lower()}{sentence[1:]}"
-    if fast["versus_default"] < 1:
+    if data["unchanged"]:
+        why = "Nothing that was tried holds" if data["chosen"] == "original" else "Nothing faster was found within the budget"
+        sentence = f"{why}, so this is the original: {sentence[0].lower()}{sentence[1:]}"
+    elif fast["versus_default"] < 1:
         sentence += " In its default precision the original is the faster of the two: deploy that, or compress less."
+    if data["untrained"]:
+        sentence += " Nothing was trained: no narrower network would be faster than what holds without training."
     return {"status": status, "holds": status == "holds", "sentence": sentence, "advice": _advice(data, judgement)}
 
 
@@ -289,24 +293,27 @@ def file_entry(artifact: Artifact, precision: str | None) -> dict[str, Any]:
     }
 
 
-def how_to_load(artifact: Artifact, precision: str | None) -> str:
-    """Ten lines of Python that run the file."""
-    shape = artifact.inputs[0]
+def how_to_load(artifact: Artifact, precision: str | None, example: Sequence[Tensor], *, classes: bool) -> str:
+    """Ten lines of Python that run the file.
+
+    Args:
+        example: Inputs as the network takes them.
+        classes: Whether the largest output is the answer.
+    """
+    zeros = ", ".join(f"np.zeros({tuple(x.shape)}, np.{str(x.dtype).removeprefix('torch.')})" for x in example)
     if artifact.runtime == "openvino":
         hints = '{"PERFORMANCE_HINT": "LATENCY"' + (f', "INFERENCE_PRECISION_HINT": "{precision}"' if precision else "") + "}"
-        return (
-            "import numpy as np\nimport openvino\n\n"
-            f'net = openvino.Core().compile_model("{ARTIFACT}", "CPU", {hints})\n'
-            f"images = np.zeros({shape}, np.float32)  # prepared as in training\n"
-            "outputs = net([images])[0]\n"
-            "print(outputs.argmax(1))\n"
-        )
+        load = f'openvino.Core().compile_model("{ARTIFACT}", "CPU", {hints})'
+        run = "list(net(inputs).values())"
+    else:
+        load = f'onnxruntime.InferenceSession("{ARTIFACT}", providers=["CPUExecutionProvider"])'
+        run = "net.run(None, {i.name: x for i, x in zip(net.get_inputs(), inputs)})"
     return (
-        "import numpy as np\nimport onnxruntime\n\n"
-        f'net = onnxruntime.InferenceSession("{ARTIFACT}", providers=["CPUExecutionProvider"])\n'
-        f"images = np.zeros({shape}, np.float32)  # prepared as in training\n"
-        "(outputs,) = net.run(None, {net.get_inputs()[0].name: images})\n"
-        "print(outputs.argmax(1))\n"
+        f"import numpy as np\nimport {artifact.runtime}\n\n"
+        f"net = {load}\n"
+        f"inputs = [{zeros}]  # prepared as in training\n"
+        f"outputs = {run}\n"
+        f"print({'outputs[0].argmax(1)' if classes else '[y.shape for y in outputs]'})\n"
     )
 
 

@@ -164,6 +164,18 @@ def test_a_metric_that_is_no_share_has_no_percent_and_no_points(denoiser: Result
     assert "points" not in drawn and "%" not in drawn and "PSNR in dB" in drawn
 
 
+def test_same_answers_are_told_where_there_are_answers(result: Result) -> None:
+    assert "same answer" in text(render(result))  # of earlier runs, which did not say
+    assert "same answer" in text(render(result | {"classes": True}))
+    assert "same answer" not in text(render(result | {"classes": False}))  # of masks, a share too
+
+
+def test_that_the_original_is_faster_by_default_is_no_news_of_the_original_itself(result: Result) -> None:
+    result["speedup"] |= {"versus_default": 0.9}
+    assert "the original is the faster of the two" in text(render(result))
+    assert "the original is the faster of the two" not in text(render(result | {"unchanged": True}))
+
+
 def test_the_contents_lead_to_every_section(result: Result) -> None:
     page = render(result)
     links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', page)

@@ -82,6 +82,8 @@ def test_a_run_leaves_all_that_it_promises(finished: pj.Result) -> None:
     }
     assert finished.holds
     assert finished.data["verdict"]["sentence"].startswith("Holds")
+    assert (finished.data["classes"], finished.data["unchanged"]) == (True, False)
+    assert finished.data["untrained"] == (not finished.data["training"])  # as fast as can be without, perhaps
     assert json.loads((finished.folder / "result.json").read_text()) == finished.data
     assert finished.data["verdict"]["sentence"] in (finished.folder / "report.html").read_text()
 
@@ -170,6 +172,8 @@ def test_a_regression_without_labels(tmp_path: Path) -> None:
     result = pj.compress(net, own, budget=Budget(max_drop=0.9), out=tmp_path / "out", settings=replace(SETTINGS, labels=0.0))
     assert result.data["accuracy"]["metric"] == "closeness"
     assert result.artifact.load(1)(clean[0][0]).shape == (16, 1, 8, 8)
+    assert {a["argmax"] for a in result.data["agreement"].values()} == {None}
+    assert "argmax" not in result.data["load"]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +225,7 @@ def test_where_nothing_keeps_the_accuracy_the_original_comes_back_and_says_so(tm
     assert "nearest was" in result.data["verdict"]["advice"]
     assert result.data["accuracy"]["drop"] == 0
     assert result.plan.keep == {}
+    assert result.data["unchanged"]
     x = batches(2)[0][0]
     with torch.no_grad():
         assert torch.allclose(result.artifact.load(1)(x), network().eval()(x), atol=1e-4)
@@ -233,6 +238,7 @@ def test_without_training_nothing_is_trained(tmp_path: Path) -> None:
     )
     assert not list((tmp_path / "out").rglob("*training*"))
     assert result.data["control"] is None
+    assert not result.data["untrained"]  # it was not asked for
     assert {c["kind"] for c in result.data["candidates"]} <= {"original", "float", "untrained"}
 
 

@@ -7,6 +7,7 @@ import typer
 from torch import nn
 
 from penjing.cli.app import Data, Exclude, Json, Target, Weights, app, bars, console, images_of, network, print_json, table_of
+from penjing.distill.logits import is_classes
 from penjing.errors import RecipeError
 from penjing.export import RUNTIMES, left_in_float
 from penjing.graph import load_onnx
@@ -80,7 +81,8 @@ def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
     before = task.metric(as_a_file(net), task.confirm)
     after = task.metric(artifact.load(cores(), chosen.precision), task.confirm)
     kernels = artifact.kernels()
-    batch = as_tuple(first_batch(task.confirm, "confirm")[0])
+    inputs, target = first_batch(task.confirm, "confirm")
+    batch = as_tuple(inputs)
     agreement = {name: artifact.on(name).agreement(mix.module, batch) for name in RUNTIMES}
     return {
         "file": str(artifact.path),
@@ -100,7 +102,7 @@ def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
         "layers": sum(k.weighted for k in kernels),
         "in_float": [{"layer": k.layer, "runs in": k.precision, "reason": k.reason} for k in left_in_float(kernels)],
         "sensitivity_db": {name: round(db, 2) for name, db in mix.sensitivity.items()},
-        "argmax_agreement": {name: a.argmax for name, a in agreement.items()},
+        "argmax_agreement": {name: a.argmax for name, a in agreement.items()} if is_classes(net(*batch), target) else None,
     }
 
 

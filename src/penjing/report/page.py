@@ -55,6 +55,7 @@ def _words(result: Result) -> dict[str, Any]:
         "slower": tables.slower(result),
         "slower_sentence": tables.slower_sentence(result),
         "kernels": [tables.kernels(runtime, layers) for runtime, layers in kernels.items() if layers],
+        "classes": result.get("classes", metric.percent),
         "agreement": tables.agreement(result),
         "stages": tables.stages(result),
         "spent": tables.spent(result),

@@ -151,7 +151,7 @@ def slower_sentence(result: Result) -> str:
     """What the runtime's default precision leaves of the gain, when that is nothing."""
     speed = result.get("speedup") or {}
     ratio = speed.get("versus_default")
-    if not ratio or ratio >= 1:
+    if not ratio or ratio >= 1 or result.get("unchanged"):
         return ""
     return (
         f"In the runtime's default precision the original is the faster of the two: the compressed net has {times(ratio)} its "

@@ -23,6 +23,11 @@ class Choices:
     apart: Apart
     widths: Mapping[str, list[int]]
 
+    @property
+    def classes(self) -> bool:
+        """Whether the task's targets are classes of the output."""
+        return self.apart is divergence
+
 
 def choices(job: Job) -> Choices:
     """Read the network; nothing is written.

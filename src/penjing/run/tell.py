@@ -19,9 +19,11 @@ from penjing.run.candidates import Maker, Net
 from penjing.run.job import Job, repeated
 from penjing.run.pictures import forgotten
 from penjing.search import Candidate, Mix, over
+from penjing.search.mix import FLOAT
 from penjing.task import Score, as_a_file, as_tuple
 
 WORSE = 1.02  # times the original's time that is not called slower: clocks are no better
+WITHOUT_INTEGERS = ("fp32", FLOAT)  # what the forms of a network are called that have none
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Shipped:
     latency: float
     mix: Mix | None
 
+    @property
+    def is_original(self) -> bool:
+        """Whether it is the original as it came: not cut, not trained, without integers."""
+        cut = bool(self.net.plan.keep or self.net.plan.blocks or self.candidate.steps)
+        floats = self.mix is not None and self.mix.chosen.name in WITHOUT_INTEGERS
+        return self.candidate.key == "original" or (floats and not cut)
+
     def is_worth(self, baseline: Baseline, ceilings: Mapping[str, float]) -> bool:
         """Whether it does not fail, and is no slower than the original, where that would be within the limits."""
         slower = self.latency > WORSE * baseline.default.cost.latency
@@ -55,7 +64,8 @@ class Shipped:
 
 def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> None:
     """Measure, and write the results."""
-    data = _measured(job, baseline, shipped) | {
+    classes = maker.trainer.crew.choices.classes
+    data = _measured(job, baseline, shipped, classes=classes) | {
         "control": _control(job, maker, shipped),
         "generalization": _generalization(job, baseline, shipped),
         "candidates": _candidates(job, baseline, tried, shipped),
@@ -64,6 +74,9 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         if shipped.candidate.predicted
         else None,
         "chosen": shipped.candidate.key,
+        "unchanged": shipped.is_original,
+        "untrained": maker.trainer.trains and not any(c.steps for c in tried),
+        "classes": classes,
         "training": job.log.rows("training"),
         "stages": job.log.rows("stages"),
         "penjing": told.package_version(),
@@ -83,14 +96,15 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
     write_json(job.out / told.RESULT, data)
 
 
-def _measured(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str, Any]:
+def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) -> dict[str, Any]:
     artifact, original = shipped.artifact, baseline.artifact
     with job.stage("time"):
         rows = told.latency_rows(_timings(job, original, shipped))
     with job.stage("compare with torch"):
         inputs = [as_tuple(x) for x, _ in job.task.confirm]
         expected = torch_outputs(shipped.module, inputs)
-        agree = {n: asdict(agreement(artifact.on(n).load(job.threads), inputs, expected)) for n in RUNTIMES}
+        found = {n: agreement(artifact.on(n).load(job.threads), inputs, expected) for n in RUNTIMES}
+        agree = {n: asdict(a) | ({} if classes else {"argmax": None}) for n, a in found.items()}
         kernels = {name: artifact.on(name).kernels() for name in RUNTIMES}
     old, new = capture(job.model, job.example), capture(shipped.net.module, job.example)
     profiles = [
@@ -117,7 +131,7 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str, Any]:
         "agreement": agree,
         "kernels": {name: told.kernel_rows(k) for name, k in kernels.items()},
         "left_in_float": {name: [k.layer for k in left_in_float(ks)] for name, ks in kernels.items()},
-        "load": told.how_to_load(artifact, shipped.precision),
+        "load": told.how_to_load(artifact, shipped.precision, job.example, classes=classes),
         "files": told.file_entry(artifact, shipped.precision),
     }
 

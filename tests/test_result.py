@@ -1,0 +1,65 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import penjing as pj
+from penjing import result as told
+from penjing.measure import Judgement
+
+EXAMPLE = Path(__file__).parent / "report/example.json"
+
+
+class Both(nn.Module):
+    """Two inputs, one of them of integers, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.image = nn.Embedding(10, 4), nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.image(x).mean((2, 3)) + self.words(words).mean(1)
+        return found, found.sum(1)
+
+
+def data(**changed: Any) -> dict[str, Any]:
+    held = json.loads(EXAMPLE.read_text())
+    return {**held, "chosen": "cut", "unchanged": False, "untrained": False, **changed}
+
+
+def slower(**changed: Any) -> dict[str, Any]:
+    held = data(**changed)
+    return held | {"speedup": held["speedup"] | {"versus_default": 0.9}}
+
+
+def test_an_original_that_nothing_beats_says_so_and_is_not_to_be_compressed_less() -> None:
+    said = told.verdict(slower(unchanged=True), Judgement("holds", None))["sentence"]
+    assert said.startswith("Nothing faster was found within the budget, so this is the original: holds: ")
+    assert "compress less" not in said
+    assert "compress less" in told.verdict(slower(), Judgement("holds", None))["sentence"]
+    failed = told.verdict(slower(unchanged=True, chosen="original"), Judgement("does not hold", None))["sentence"]
+    assert failed.startswith("Nothing that was tried holds, so this is the original: does not hold: ")
+    assert "compress less" not in failed
+
+
+def test_that_there_was_nothing_to_train_is_said() -> None:
+    assert "Nothing was trained: no narrower" in told.verdict(data(untrained=True), Judgement("holds", None))["sentence"]
+    assert "trained" not in told.verdict(data(), Judgement("holds", None))["sentence"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("classes", "printed"), [(True, "[0]"), (False, "[(1, 4), (1,)]")])
+def test_the_lines_that_load_a_file_run_whatever_it_takes(tmp_path: Path, runtime: str, classes: bool, printed: str) -> None:
+    example = torch.randn(1, 1, 8, 8), torch.zeros(1, 5).long()
+    net = Both()
+    net.words.weight.data[:, 0] = 9
+    file = replace(pj.export(net, example, tmp_path / told.ARTIFACT, target="onnxruntime"), runtime=runtime)
+    lines = told.how_to_load(file, None, example, classes=classes)
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr
