@@ -127,11 +127,11 @@ def test_options_are_enough() -> None:
         ("settings: 3", "line 4: settings is 3, which is not an object"),
         ("budget:", "line 4: budget is None, which is not an object"),
         ("weights: 3", "line 4: weights is 3, which is not a valid string"),
-        ("settings: {batch: 0}", "batch is 0; give at least 1"),
-        ("settings: {training: {momentum: 2}}", r"training\.momentum is 2.*; give a number from 0"),
-        ("budget: {latency: soon}", r"latency limit 'soon' .*0\.25x or 3ms"),
-        ("budget: {max_drop: 0.5}", r"max_drop '0\.5' is not understood; .*'0\.5 points' of an accuracy"),
-        ("budget: {max_drop: none}", "max_drop is None and nothing else is limited"),
+        ("settings:\n  batch: 0", r"recipe\.yaml, line 5: settings\.batch is 0; give at least 1"),
+        ("settings: {training: {momentum: 2}}", r"line 4: settings\.training\.momentum is 2.*; give a number from 0"),
+        ("budget: {latency: soon}", r"line 4: budget\.latency limit 'soon' .*0\.25x or 3ms"),
+        ("budget:\n\n  max_drop: 0.5", r"line 6: budget\.max_drop '0\.5' is not understood; .*'0\.5 points' of an accuracy"),
+        ("budget: {max_drop: none}", r"line 4: budget\.max_drop is None and nothing else is limited"),
         ("out: there", r"line 4: out is there already, in line 3"),
         ("settings: [", r"recipe\.yaml, line 5, column 1: this is not YAML"),
     ],
@@ -157,6 +157,8 @@ def test_a_recipe_is_keys_and_values(tmp_path: Path, text: str) -> None:
 def test_a_mistake_in_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"^settings\.epochs is 'many'"):
         read_recipe(write(tmp_path, LEAST + "settings: {epochs: 3}"), option("settings.epochs=many"))
+    with pytest.raises(RecipeError, match=r"^settings\.epochs is -1"):
+        read_recipe(write(tmp_path, LEAST + "settings: {epochs: 3}"), option("settings.epochs=-1"))
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "settings..epochs=3", "settings.=3"])

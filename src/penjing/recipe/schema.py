@@ -8,7 +8,7 @@ import io
 import json
 import textwrap
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_type_hints
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Key = tuple[str, ...]  # ("settings", "training", "lr")
+UNREADABLE = "unreadable"  # the type of the mistake that words cannot be read
 
 
 class Words(NamedTuple):
@@ -83,7 +84,7 @@ def instance(of: Any, given: Mapping[str, Any], where: Callable[[Key], str]) -> 
             e.errors(include_url=False), key=lambda w: w["type"] != "extra_forbidden"
         )  # a missing key may be there, misspelled
         raise RecipeError(_mistake(of, wrong, where)) from e
-    return _made(of, checked)
+    return _made(of, checked, where)
 
 
 def _fields(of: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -109,7 +110,7 @@ def _model(of: Any) -> "type[BaseModel]":
             hint = _model(kind) if default is not None else Union[_model(kind), None]  # noqa: UP007 - of values, not of types
             default = default and _model(default)()
         elif words:
-            hint = Annotated[Any, BeforeValidator(words.read), WithJsonSchema(words.schema)]
+            hint = Annotated[Any, BeforeValidator(_told(words.read)), WithJsonSchema(words.schema)]
             default = words.write(default)
         made[name] = (hint, Field(... if default is MISSING else default, description=notes.get(name)))
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -118,11 +119,38 @@ def _model(of: Any) -> "type[BaseModel]":
     return model
 
 
-def _made(of: Any, checked: "BaseModel") -> Any:
+def _told(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As ``read``; what it refuses is one of the mistakes that pydantic finds, and so has a place."""
+    from pydantic_core import PydanticCustomError
+
+    def told(said: Any) -> Any:
+        try:
+            return read(said)
+        except RecipeError as e:
+            raise PydanticCustomError(UNREADABLE, "{said}", {"said": str(e)}) from e
+
+    return told
+
+
+def _made(of: Any, checked: "BaseModel", where: Callable[[Key], str], above: Key = ()) -> Any:
     kinds = {name: kind for name, kind, _ in _fields(of)}
     given = {name: getattr(checked, name) for name in checked.model_fields_set}
-    values = {name: _made(kinds[name], v) if is_dataclass(kinds[name]) and v is not None else v for name, v in given.items()}
-    return of(**values) if isinstance(of, type) else replace(of, **values)
+    values = {
+        name: _made(kinds[name], v, where, (*above, name)) if is_dataclass(kinds[name]) and v is not None else v
+        for name, v in given.items()
+    }
+    try:
+        return of(**values) if isinstance(of, type) else replace(of, **values)
+    except RecipeError as e:
+        raise RecipeError(_placed(str(e), kinds, above, where)) from e
+
+
+def _placed(said: str, names: Collection[str], above: Key, where: Callable[[Key], str]) -> str:
+    """What a section says of its values, with the place and the whole name of the one that it begins with."""
+    first, space, rest = said.partition(" ")
+    name = first.rpartition(".")[2]
+    key = (*above, name) if name in names else above
+    return where(key) + (f"{'.'.join(key)}{space}{rest}" if name in names else said)
 
 
 def _mistake(of: Any, wrong: "ErrorDetails", where: Callable[[Key], str]) -> str:
@@ -131,6 +159,8 @@ def _mistake(of: Any, wrong: "ErrorDetails", where: Callable[[Key], str]) -> str
     if wrong["type"] == "extra_forbidden":
         return where(said) + _unknown(said, known)
     key = next(said[:n] for n in range(len(said), -1, -1) if said[:n] in known or not n)  # without the parts of a list or union
+    if wrong["type"] == UNREADABLE:
+        return _placed(wrong["msg"], [key[-1]], key[:-1], where)
     note = _note(of, key)
     if wrong["type"] == "missing":
         return f"{where(key)}{'.'.join(key)} is missing; give {note}"
