@@ -149,9 +149,18 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
             f"{type(still).__name__} cannot be read with inputs of shape {shapes}: {first_line(e)}{_source(e)}{_cure(e)}"
         ) from e
     _check_sizes(module, still)
+    _views_of_any_layout(module)
     own = {name for held in (still.named_parameters, still.named_buffers) for name, _ in held(remove_duplicate=False)}
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     return Graph(module, inputs, takes_any_batch(module), frozenset(read - own))
+
+
+def _views_of_any_layout(module: fx.GraphModule) -> None:
+    """``x.view(...)`` as ``x.reshape(...)``, which takes values that lie in memory as convolutions want them, too."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    module.recompile()
 
 
 def _check_sizes(module: fx.GraphModule, still: nn.Module) -> None:

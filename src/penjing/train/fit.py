@@ -14,11 +14,11 @@ from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, RecipeError, TrainingError
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Task, as_tuple
+from penjing.task import Batches, Task, as_tuple, first_batch
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
-from penjing.train.rehearse import rehearse
+from penjing.train.rehearse import rehearse, two_of
 from penjing.train.schedules import SCHEDULES
 from penjing.train.settings import Training
 from penjing.train.share import Shared, shared_run
@@ -90,8 +90,9 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     steps = length(task.train)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        judge, classes = rehearse(model, teacher, loss, task, settings)
-        learner = Learner(model, settings, teacher=teacher, loss=judge, sparsity=sparsity)
+        batch = first_batch(task.train, "train")
+        judge, classes = rehearse(model, teacher, loss, batch, settings)
+        learner = Learner(model, settings, two_of(batch[0]), teacher=teacher, loss=judge, sparsity=sparsity)
         loop = _Loop(learner, task, epochs, steps, classes, augment, checkpoint)
         loop.begin()
         with Logs(logs) as log, progress("training", epochs * steps) as advance:

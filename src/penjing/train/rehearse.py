@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.distill import Lesson, TeacherLoss, as_teacher_loss
 from penjing.graph.taps import Taps
-from penjing.task import Task, as_tuple, first_batch
+from penjing.task import Batch, Inputs, as_tuple
 from penjing.train.settings import Training
 
 
@@ -18,10 +18,10 @@ def rehearse(
     model: nn.Module,
     teacher: nn.Module | None,
     loss: Callable[[Lesson], Tensor] | None,
-    task: Task,
+    batch: Batch,
     settings: Training,
 ) -> tuple[TeacherLoss | None, int | None]:
-    """Walk two samples through both networks before anything is trained.
+    """Walk two samples of a batch through both networks before anything is trained.
 
     Returns:
         A copy of the loss, made ready for the shapes of their features, and the number of classes where labels must become
@@ -31,8 +31,8 @@ def rehearse(
     blends = bool(settings.smoothing or settings.mixup or settings.cutmix)
     if judge is None and not blends:
         return None, None
-    inputs, target = first_batch(task.train, "train")
-    few = tuple(x[:2] for x in as_tuple(inputs))
+    inputs, target = batch
+    few = two_of(inputs)
     pairs = judge.taps if judge is not None else ()
     with torch.no_grad():
         output, features = _shown(model, [p.student for p in pairs], few)
@@ -40,6 +40,11 @@ def rehearse(
             taught, shown = _shown(teacher, [p.teacher for p in pairs], few)
             judge.prepare(Lesson(output, taught, target, features, shown))
     return judge, _classes(output, target) if blends else None
+
+
+def two_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The first two samples."""
+    return tuple(x[:2] for x in as_tuple(inputs))
 
 
 def _shown(model: nn.Module, paths: list[str], inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:

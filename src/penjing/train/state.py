@@ -21,6 +21,7 @@ from penjing.graph.taps import Taps
 from penjing.quant.learned import rounded_weights, trained_steps
 from penjing.task import Loss
 from penjing.train.freeze import FreezeRun
+from penjing.train.layout import channels_last
 from penjing.train.optimizers import OPTIMIZERS, grouped, load_optimizer_state, optimizer_state
 from penjing.train.settings import Training
 from penjing.train.share import own_statistics, share_statistics
@@ -40,6 +41,7 @@ class Learner:
         self,
         model: nn.Module,
         settings: Training,
+        few: tuple[Tensor, ...] = (),
         *,
         teacher: nn.Module | None = None,
         loss: TeacherLoss | None = None,
@@ -48,7 +50,7 @@ class Learner:
         self.settings = settings
         precision = settings.precision if settings.precision != "auto" else native_precision()
         self.fabric = make_fabric(precision)
-        self.model = _channels_last(copy.deepcopy(model).train())
+        self.model = channels_last(copy.deepcopy(model).train(), few)
         self.loss = loss
         trained = [p for p in self.model.parameters() if p.requires_grad]
         learned = [p for p in loss.parameters() if p.requires_grad] if loss is not None else []
@@ -68,7 +70,7 @@ class Learner:
         self.freeze = FreezeRun(self.model, self.optimizer, settings.freezing)
         self.teacher: Any = None
         if teacher is not None:
-            self.frozen = _channels_last(copy.deepcopy(teacher).eval().requires_grad_(False))
+            self.frozen = channels_last(copy.deepcopy(teacher).eval().requires_grad_(False), few)
             self.teacher = make_fabric(precision, alone=True).setup_module(self.frozen)
         pairs = loss.taps if loss is not None else ()
         self.taps = Taps(self.model, [p.student for p in pairs], call=self.student)
@@ -232,11 +234,3 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(means, values, steps)
 
     return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-
-
-def _channels_last(model: nn.Module) -> nn.Module:
-    """The memory format in which two-dimensional convolutions are fastest; torch has none for one dimension."""
-    for p in model.parameters():
-        if p.ndim == 4:
-            p.data = p.data.to(memory_format=torch.channels_last)
-    return model
