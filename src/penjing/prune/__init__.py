@@ -7,6 +7,7 @@ from penjing.prune.blocks import find_blocks as find_blocks
 from penjing.prune.blocks import plan_blocks as plan_blocks
 from penjing.prune.channels import RewrittenWarning as RewrittenWarning
 from penjing.prune.channels import prune_channels as prune_channels
+from penjing.prune.channels import prune_to_look as prune_to_look
 from penjing.prune.decide import Selection as Selection
 from penjing.prune.decide import allowed_widths as allowed_widths
 from penjing.prune.decide import choose_widths as choose_widths

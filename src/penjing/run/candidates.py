@@ -15,15 +15,15 @@ from penjing.export import Artifact, export
 from penjing.graph import Channels, capture
 from penjing.graph.layers import weighted
 from penjing.measure import macs, peak_memory
-from penjing.plan import ChannelPlan
-from penjing.prune import drop_blocks, plan_widths, prune_channels, repair
+from penjing.plan import ChannelPlan, Keep
+from penjing.prune import drop_blocks, plan_widths, prune_channels, prune_to_look, repair
 from penjing.prune.store import load, save
 from penjing.quant import Quantizer
 from penjing.run.baseline import Baseline
 from penjing.run.job import Job
 from penjing.run.training import Start, Trainer
 from penjing.score import Evidence, structured_obs
-from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, scaled, shown
+from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, regrouped, scaled, shown
 
 STITCHES = 6  # times that a choice is measured and corrected where a limit is given
 STEADY = 0.9  # share of what files were thought to take that they may take without being made wider again
@@ -172,10 +172,9 @@ class Maker:
     def _stitched(self, allocation: Allocation, source: Candidate | None) -> nn.Module:
         """The network as allocated, not repaired and not trained: it costs the same."""
         net = self._source(source)
-        channels = self._channels(net, allocation)
-        alike = {g.name: torch.ones(g.channels) for g in channels.groups}
-        plan = self._plan(channels, alike, allocation)
-        return prune_channels(net.module, plan, self.job.example, verify=False) if plan.keep or plan.blocks else net.module
+        channels = Evidence.of(capture(net.module, self.job.example)).channels
+        plan = self._plan(net, channels, {g.name: torch.ones(g.channels) for g in channels.groups}, allocation)
+        return prune_to_look(net.module, plan, self.job.example) if plan.keep or plan.blocks else net.module
 
     def _cost(self, module: nn.Module, allocation: Allocation) -> Cost:
         quantizer = Quantizer(module, self.job.example, self.job.calibration[:1], target=self.job.profile)
@@ -208,25 +207,22 @@ class Maker:
     def _cut(self, net: Net, allocation: Allocation) -> Net:
         job = self.job
         evidence = Evidence.of(capture(net.module, job.example), job.calibration, job.task.loss)
-        plan = self._plan(self._channels(net, allocation), self._scores(net, evidence), allocation)
+        plan = self._plan(net, evidence.channels, self._scores(net, evidence), allocation)
         if not (plan.keep or plan.blocks):
             return net
         small = prune_channels(net.module, plan, job.example)
         small = repair(small, net.module, plan, job.example, job.calibration, seed=job.settings.seed, progress=job.progress)
-        there = {n for n, _ in (*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False))}
         whole = net.plan.then(plan)  # what it cut before of blocks that have gone since is nowhere to be cut
-        whole = replace(whole, keep={name: dims for name, dims in whole.keep.items() if name in there})
+        whole = replace(whole, keep=_in(small, whole.keep))
         return Net(small, whole, dict(allocation.widths))
 
-    def _channels(self, net: Net, allocation: Allocation) -> Channels:
-        """Of the network without the blocks that go."""
-        module = drop_blocks(net.module, allocation.blocks, self.job.example) if allocation.blocks else net.module
-        return Evidence.of(capture(module, self.job.example)).channels
-
-    def _plan(self, channels: Channels, scores: Mapping[str, Tensor], allocation: Allocation) -> ChannelPlan:
-        there = {g.name for g in channels.groups}
-        plan = plan_widths(channels, scores, {name: n for name, n in allocation.widths.items() if name in there})
-        return replace(plan, blocks=allocation.blocks)
+    def _plan(self, net: Net, channels: Channels, scores: Mapping[str, Tensor], allocation: Allocation) -> ChannelPlan:
+        """Chosen while all blocks are there, as the tables were made, then without what goes with them."""
+        widths = regrouped(allocation.widths, self.tables.channels, channels, net.plan, net.widths)
+        keep = plan_widths(channels, scores, widths).keep
+        if allocation.blocks:
+            keep = _in(drop_blocks(net.module, allocation.blocks, self.job.example), keep)
+        return ChannelPlan(keep, blocks=allocation.blocks)
 
     def _floats(self, module: nn.Module, allocation: Allocation) -> tuple[str, ...]:
         """The nodes of the layers to be left in float; what nodes are called changes where blocks have gone."""
@@ -287,3 +283,9 @@ class Maker:
     def _key(self, share: float, source: Candidate | None, trained: bool) -> str:
         told = json.dumps([round(share, 9), self.ceilings, source.key if source else "", trained], sort_keys=True)
         return f"{'trained' if trained else 'cut'}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def _in(module: nn.Module, keep: Keep) -> Keep:
+    """What is kept of the parameters and buffers that a network has."""
+    there = {n for held in (module.named_parameters, module.named_buffers) for n, _ in held(remove_duplicate=False)}
+    return {name: dims for name, dims in keep.items() if name in there}

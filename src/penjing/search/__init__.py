@@ -3,6 +3,7 @@
 from penjing.search.allocate import Tables as Tables
 from penjing.search.allocate import allocate as allocate
 from penjing.search.allocate import extremes as extremes
+from penjing.search.allocate import regrouped as regrouped
 from penjing.search.allocate import scaled as scaled
 from penjing.search.allocate import uniform as uniform
 from penjing.search.budget import Budget as Budget

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from penjing.graph import Channels, Graph
 from penjing.graph.layers import Weighted, weighted
 from penjing.measure import layers
+from penjing.plan import ChannelPlan
 from penjing.prune import find_blocks
 from penjing.search.damage import Damage
 from penjing.search.knapsack import Allocation, Droppable, Problem, Side, Site, priced, solve
@@ -141,6 +142,36 @@ def _positions(node: object, layer: Weighted) -> int:
     """How many positions a value has, of one sample."""
     shape = node.meta["val"].shape  # type: ignore[attr-defined]
     return math.prod(int(n) for n in shape[1:]) // max(1, int(shape[layer.place]))
+
+
+def regrouped(
+    widths: Mapping[str, int], whole: Channels, now: Channels, plan: ChannelPlan, current: Mapping[str, int]
+) -> dict[str, int]:
+    """Widths of the whole network's groups as widths of the groups that a network has after ``plan``.
+
+    These may be others: where a block that tied channels to one another has gone, each of them is free.
+
+    Args:
+        current: The widths that the whole network's groups have now; what is not named is as it was.
+    """
+    owner = {
+        (a.name, a.dim, index): group
+        for group in whole.groups
+        if group.name in widths
+        for a in group.axes
+        for index in a.index.flatten().tolist()
+    }
+    found = {}
+    for group in now.groups:
+        axis = group.axes[0]
+        first = int(axis.index[0, 0])
+        kept = plan.keep.get(axis.name, {}).get(axis.dim)
+        old = owner.get((axis.name, axis.dim, first if kept is None else kept[first]))
+        if old is not None:
+            step = 1 if group.blocks is None else len(group.blocks)
+            share = widths[old.name] / current.get(old.name, old.channels)
+            found[group.name] = min(group.channels, step * max(1, round(share * group.channels / step)))
+    return found
 
 
 def extremes(tables: Tables) -> tuple[Allocation, Allocation]:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing import ranks
 from penjing.errors import NotEquivalent
-from penjing.graph import Graph, capture, find_channels
+from penjing.graph import capture
 from penjing.graph.layers import weighted
 from penjing.measure import macs
 from penjing.plan import ChannelPlan
@@ -65,7 +65,7 @@ def dropping(
     if not graph.dynamic:  # without its blocks it would take batches of one size only
         return {}
     fitted, judged = parted(calibration(data, graph))
-    blocks = [b for b in _innermost(find_blocks(graph)) if not stay(b) and _leaves_groups_alone(model, example, graph, b)]
+    blocks = [b for b in _innermost(find_blocks(graph)) if not stay(b) and _can_go(model, example, b)]
     tried = max(1, int(WORK / (macs(graph) * REFIT * LEAST)))
     if len(blocks) > tried:
         effects = block_effects(graph, blocks, few(judged, LEAST))
@@ -134,14 +134,12 @@ def _innermost(blocks: Sequence[Block]) -> list[Block]:
     return found
 
 
-def _leaves_groups_alone(model: nn.Module, example: Batch, graph: Graph, block: Block) -> bool:
-    """Whether the block can go, and every group of channels outside of it stays what it is, of which there must be layers."""
-    before = {g.name: g.channels for g in find_channels(graph).groups}
+def _can_go(model: nn.Module, example: Batch, block: Block) -> bool:
+    """Whether the network can be read without the block, and still has layers."""
     try:
-        without = capture(drop_blocks(model, [block.name], example), example)
+        return bool(weighted(capture(drop_blocks(model, [block.name], example), example)))
     except NotEquivalent:
         return False
-    return bool(weighted(without)) and all(before.get(g.name) == g.channels for g in find_channels(without).groups)
 
 
 @torch.no_grad()

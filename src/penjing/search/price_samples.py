@@ -16,7 +16,7 @@ from penjing.graph import Channels, Graph, as_inputs, capture, find_channels
 from penjing.graph.layers import Layer, layers
 from penjing.measure import compare
 from penjing.progress import Progress, silent
-from penjing.prune import plan_widths, prune_channels
+from penjing.prune import plan_widths, prune_to_look
 from penjing.prune.decide import allowed_widths
 from penjing.quant import Quantizer, Target
 from penjing.score import Evidence, l2_norm
@@ -178,14 +178,7 @@ class Sampler:
 
     def _cut(self, widths: Widths) -> nn.Module:
         """The network with these widths."""
-        plan = plan_widths(self.channels, self.scores, widths)
-        net = prune_channels(self.model, plan, self.example, verify=False)
-        try:
-            with torch.no_grad():
-                net(*self.example)
-        except RuntimeError:  # sizes are written into its forward
-            net = prune_channels(self.model, plan, self.example, verify=False, rewrite=True)
-        return net
+        return prune_to_look(self.model, plan_widths(self.channels, self.scores, widths), self.example)
 
 
 def _sample(precision: str, wall: float, sites: Sequence[Site], spent: Mapping[str, float]) -> Sample:

@@ -1,0 +1,85 @@
+"""Candidates of networks whose sizes stand in ``forward``, and of those whose channels are freed where a block goes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import penjing as pj
+from penjing.graph import capture, find_channels
+from penjing.plan import ChannelPlan
+from penjing.prune import RewrittenWarning, drop_blocks, prune_channels, prune_to_look
+from penjing.search import regrouped
+from tests.run.test_run import SETTINGS, task
+
+SHUFFLED = 32
+
+
+class Shuffle(nn.Module):
+    """A residual block that ties every channel to another; its sizes are written in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(SHUFFLED, SHUFFLED, 3, padding=1, groups=2)
+        self.out = nn.Conv2d(SHUFFLED, SHUFFLED, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.view(-1, 2, SHUFFLED // 2, 8, 8).transpose(1, 2).reshape(-1, SHUFFLED, 8, 8)
+        return x + 0.01 * self.out(self.wide(y).relu())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, SHUFFLED, 3, padding=1)
+        self.block = Shuffle()
+        self.head = nn.Linear(SHUFFLED, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.block(self.stem(x).relu()).mean((2, 3)))
+        return out
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_groups_that_a_block_tied_are_free_without_it() -> None:
+    whole = find_channels(capture(net(), X))
+    without = find_channels(capture(drop_blocks(net(), ["block"], X), X))
+    tied, free = whole.groups[0], without.groups[0]
+    assert (tied.name, free.name) == ("stem.weight", "stem.weight")
+    assert tied.channels < free.channels == SHUFFLED
+    half = regrouped({tied.name: tied.channels // 2}, whole, without, ChannelPlan({}), {})
+    assert half == {"stem.weight": SHUFFLED // 2}
+    quarter = regrouped({tied.name: tied.channels // 4}, whole, without, ChannelPlan({}), {tied.name: tied.channels // 2})
+    assert quarter == half
+    assert regrouped({g.name: 2 for g in whole.groups}, whole, whole, ChannelPlan({}), {}) == {g.name: 2 for g in whole.groups}
+
+
+@pytest.mark.filterwarnings("ignore::penjing.prune.RewrittenWarning")
+def test_a_cut_that_is_only_looked_at_has_the_shapes_of_the_proven_one() -> None:
+    plan = pj.plan_channels(net(), X, ratio=0.5, round_to=1)
+    with pytest.warns(RewrittenWarning):
+        proven = prune_channels(net(), plan, X)
+    looked = prune_to_look(net(), plan, X)
+    with torch.no_grad():
+        torch.testing.assert_close(looked(X), proven(X))
+
+
+@pytest.mark.filterwarnings("ignore::penjing.prune.RewrittenWarning")
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_network_with_sizes_in_its_forward_is_compressed(blocks: bool, tmp_path: Path) -> None:
+    how = replace(SETTINGS, epochs=0, control=False, generalization=0, drop_blocks=blocks)
+    budget = pj.Budget(max_drop=None, macs="0.05x" if blocks else "0.3x")  # which leaves the stem and the head
+    result = pj.compress(net(), task(), budget=budget, out=tmp_path / "out", settings=how)
+    was, now = result.data["size"]["macs"]
+    assert now <= (0.05 if blocks else 0.3) * was
+    assert bool(result.plan.blocks) == blocks
+    assert result.artifact.load(1)(X).shape == (2, 2)
