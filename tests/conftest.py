@@ -11,6 +11,15 @@ hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("steady")
 
 
+FIRST = ("tests/run/", "tests/docs/", "tests/test_cli", "tests/export/", "tests/cli/", "tests/search/", "tests/train/")  # slow
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: next((i for i, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors gain nothing from more, and sums come out the same everywhere."""
