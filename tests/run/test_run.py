@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,10 +277,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, finish
     with pytest.raises(RecipeError, match="holds something else"):
         pj.compress(network(), task(), out=tmp_path, settings=SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(RecipeError, match="another model, other data or other settings"):
-        pj.compress(network(), task(), out=finished.folder, settings=replace(SETTINGS, epochs=3))
-    with pytest.raises(RecipeError, match="other data"):
+    faster = replace(SETTINGS, epochs=3, training=replace(SETTINGS.training, lr=0.5))
+    with pytest.raises(
+        RecipeError, match=r"a run with settings\.epochs 2 .now 3., settings\.training\.lr 0\.02 .now 0\.5.; choose"
+    ):
+        pj.compress(network(), task(), out=finished.folder, settings=faster)
+    with pytest.raises(RecipeError, match="a run with other data; choose"):
         pj.compress(network(), task(search=batches(7)), out=finished.folder, settings=SETTINGS)
+    with pytest.raises(RecipeError, match=r"a run with another model, target onnxruntime .now openvino.; choose"):
+        pj.compress(network()[:4].append(network()[4:]), task(), target="openvino", out=finished.folder, settings=SETTINGS)
     file = tmp_path / "thesis.txt"
     with pytest.raises(RecipeError, match="is a file"):
         pj.compress(network(), task(), out=file, settings=SETTINGS)
@@ -338,5 +344,16 @@ def test_settings_are_checked_at_the_door(wrong: dict[str, object]) -> None:
 
 
 def test_a_drop_of_all_there_is_was_meant_otherwise(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"max_drop is 1 and the original scores .* 0\.005 for half a point"):
+    with pytest.raises(
+        RecipeError, match=r"max_drop is 1 of the metric and the original scores .*--max-drop 0\.5 on the command line"
+    ):
         pj.compress(network(), task(), budget=Budget(max_drop=1), out=tmp_path / "out", settings=SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_run_leaves_what_was_there_before(tmp_path: Path, finished: pj.Result) -> None:
+    shutil.copytree(finished.folder, tmp_path / "out")
+    (tmp_path / "out/stages/original.json").unlink()
+    with pytest.raises(RecipeError, match="max_drop is 1"):
+        pj.compress(network(), task(), budget=Budget(max_drop=1), out=tmp_path / "out", settings=SETTINGS)
+    assert (tmp_path / "out/stages/log.json").is_file()

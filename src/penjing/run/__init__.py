@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from penjing import ranks
+from penjing.errors import PenjingError
 from penjing.progress import Progress, silent
 from penjing.recipe import Recipe
 from penjing.result import RESULT, Result, budget_entry, load_result
@@ -68,7 +69,11 @@ def _stages(crew: Crew) -> None:
         return
     assert crew.choices  # what cannot be read is refused before anything is written
     job.claim()
-    baseline = measure_baseline(job)
+    try:
+        baseline = measure_baseline(job)
+    except PenjingError:  # nobody is to delete a folder before trying again
+        job.release()
+        raise
     maker = Maker(job, look(crew), baseline, Trainer(crew))
     tried = _search(job, maker, baseline)
     confirm(job, maker, baseline, tried)

@@ -35,8 +35,8 @@ def _check_drop(allowed: float | None, score: float) -> None:
     """
     if allowed is not None and 0 < score <= allowed:
         raise RecipeError(
-            f"max_drop is {allowed:g} and the original scores {score:.4g}: all of it may be lost; give the drop in the "
-            "metric's own units, 0.005 for half a point of an accuracy"
+            f"max_drop is {allowed:g} of the metric and the original scores {score:.4g}: all of it may be lost; half a point "
+            "of an accuracy is --max-drop 0.5 on the command line, '0.5 points' in a recipe, 0.005 in Python"
         )
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ class Job:
         self.example = tuple(x[:1] for x in searched)
         timed = repeated(self.example, settings.batch)
         self.identity = _identity(model, searched, settings, self.profile.name)
+        self.mark = {
+            "identity": self.identity,
+            "model": _digest(_tensors(model), type(model).__name__),
+            "data": _digest(_named(searched)),
+            "target": self.profile.name,
+            "settings": asdict(settings),
+        }
         self.calibration = _calibration(task, settings.calibration)
         self.ledger = Ledger()
         self.timer = Timer(
@@ -71,7 +79,7 @@ class Job:
 
     def claim(self) -> None:
         """Make the folder ours: from now on it is written to, and until this run ends there is no result in it."""
-        write_json(self.out / MARK, {"identity": self.identity, "target": self.profile.name, "settings": asdict(self.settings)})
+        write_json(self.out / MARK, self.mark)
         write_json(
             self.out / LOCK, {"penjing": package_version(), **machine(), "threads": self.threads, "seed": self.settings.seed}
         )
@@ -79,6 +87,15 @@ class Job:
             dump_recipe(self.recipe, self.out / RECIPE)
         remove_parts(self.out)
         (self.out / RESULT).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Leave the folder as it was before this process, where that was empty or not there."""
+        if self.new:
+            shutil.rmtree(self.stages, ignore_errors=True)
+            for name in (MARK, LOCK, RECIPE):
+                (self.out / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it was there, in use
+                self.out.rmdir()
 
     def kept(self, name: str) -> Any | None:
         """What an earlier process of this run has left under a name; None where there is nothing."""
@@ -99,14 +116,15 @@ class Job:
 
     def _check_folder(self) -> None:
         """Refuse a folder that is not ours."""
-        if self.out.is_dir() and any(self.out.iterdir()):
+        self.new = not (self.out.is_dir() and any(self.out.iterdir()))
+        if not self.new:
             mark = self.out / MARK
             if not mark.is_file():
                 raise RecipeError(f"{self.out} holds something else; choose a new or empty folder with --out")
-            if read_json(mark).get("identity") != self.identity:
-                raise RecipeError(
-                    f"{self.out} holds a run of another model, other data or other settings; choose another folder or delete it"
-                )
+            held = read_json(mark)
+            if held.get("identity") != self.identity:
+                other = ", ".join(_differing(held, self.mark))
+                raise RecipeError(f"{self.out} holds a run with {other}; choose another folder with --out, or delete it")
         elif self.out.exists() and not self.out.is_dir():
             raise RecipeError(f"{self.out} is a file; choose a new or empty folder with --out")
 
@@ -143,11 +161,42 @@ def _identity(model: nn.Module, searched: tuple[Tensor, ...], settings: Settings
     The first batch of the search split stands for the data: it is the one most often walked in the same order.
     """
     told = json.dumps([asdict(settings), target, type(model).__name__], sort_keys=True, default=str)
+    return _digest({**_tensors(model), **_named(searched)}, told)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _named(searched: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {f"input {i}": x for i, x in enumerate(searched)}
+
+
+def _digest(tensors: Mapping[str, Tensor], told: str = "") -> str:
     sha = hashlib.sha256(told.encode())
-    for name, value in (*model.state_dict().items(), *((f"input {i}", x) for i, x in enumerate(searched))):
-        if isinstance(value, Tensor):
-            sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in tensors.items():
+        sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _differing(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What another run's mark says otherwise than ours, in words."""
+    words = {"model": "another model", "data": "other data"}
+    parts = [said for part, said in words.items() if held.get(part, now[part]) != now[part]]
+    if held.get("target") != now["target"]:
+        parts.append(f"target {held.get('target')} (now {now['target']})")
+    then, asked = _flat(held.get("settings", {})), _flat(json.loads(json.dumps(now["settings"])))
+    changed = [n for n in {**asked, **then} if then.get(n) != asked.get(n)]
+    parts += [f"{n} {then.get(n)!r} (now {asked.get(n)!r})" for n in changed]
+    return parts or ["another model, or other data"]
+
+
+def _flat(settings: Mapping[str, Any], above: str = "settings.") -> dict[str, Any]:
+    """Settings by their whole names, those of inner sections too."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return found
 
 
 def _calibration(task: Task, images: int) -> list[Inputs]:
