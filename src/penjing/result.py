@@ -85,10 +85,16 @@ def load_result(folder: Path) -> Result:
 
 def accuracy(metric: Metric, before: Score, after: Score, found: Paired) -> dict[str, Any]:
     """The two scores and what a paired test says of the drop; whether the metric is a share, and what its unit is."""
-    each = np.concatenate([before.per_sample, after.per_sample, [before.value, after.value]])
-    share = bool(each.size and each.min() >= 0 and each.max() <= 1)
     name, unit = getattr(metric, "__name__", "metric"), str(getattr(metric, "unit", ""))
-    return {"metric": name, "percent": share and not unit, "unit": unit} | {k: finite(v) for k, v in asdict(found).items()}
+    return {"metric": name, "percent": is_share(metric, before, after), "unit": unit} | {
+        k: finite(v) for k, v in asdict(found).items()
+    }
+
+
+def is_share(metric: Metric, *scores: Score) -> bool:
+    """Whether a metric is a share, told in points: it has no unit, and all that it gave is between 0 and 1."""
+    each = np.concatenate([np.append(s.per_sample, s.value) for s in scores])
+    return bool(not getattr(metric, "unit", "") and each.min() >= 0 and each.max() <= 1)
 
 
 def finite(value: Any) -> Any:

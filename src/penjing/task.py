@@ -142,13 +142,16 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
     return as_tuple(first_batch(task.search, "search")[0])
 
 
-def check_metric(task: Task, run: Run) -> None:
+def check_metric(task: Task, run: Run) -> Score:
     """Call the metric on the first batch of ``search``, so that a mistake in it shows before any work is done.
 
     Where it fails on that or gives no finite number, as one that needs every class may, it gets the whole split.
 
     Args:
         run: A file that is loaded, or a network; the metric sees what a file of it would give.
+
+    Returns:
+        What it gave.
 
     Raises:
         DataError: It fails, or gives something else than a finite ``Score`` with one number a sample.
@@ -157,17 +160,16 @@ def check_metric(task: Task, run: Run) -> None:
         with _in_eval(run):
             return check_metric(task, as_a_file(run))
     try:
-        _check_score(task.metric, run, [first_batch(task.search, "search")])
+        return _scored(task.metric, run, [first_batch(task.search, "search")])
     except _TooFew:
-        _check_score(task.metric, run, task.search)
-    return None
+        return _scored(task.metric, run, task.search)
 
 
 class _TooFew(DataError):
     """A metric gives no score, and more batches may change that."""
 
 
-def _check_score(metric: Metric, run: Run, batches: Batches) -> None:
+def _scored(metric: Metric, run: Run, batches: Batches) -> Score:
     try:
         score = metric(run, batches)
     except PenjingError:
@@ -181,6 +183,7 @@ def _check_score(metric: Metric, run: Run, batches: Batches) -> None:
         raise DataError(f"task.metric gives per_sample of shape {each.shape}, {each.dtype}, for {score.samples} samples; {HOW}")
     if not (math.isfinite(score.value) and np.isfinite(each).all()):
         raise _TooFew("task.metric gives NaN or infinity on task.search; look for it in the data and in what it divides by")
+    return score
 
 
 def as_a_file(model: nn.Module) -> Run:

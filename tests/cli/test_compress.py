@@ -94,12 +94,29 @@ def test_options_go_before_the_recipe(mine: Path, asked: Asked, capsys: pytest.C
     assert (written.weights, written.modules) == (Path("other.safetensors"), mine)
 
 
-@pytest.mark.parametrize(("drop", "share"), [("0.5", 0.005), ("0", 0.0), ("0.3dB", 0.3), ("1.5 units", 1.5), ("2%", 0.02)])
+@pytest.mark.parametrize(("drop", "share"), [("0.5", 0.005), ("0", 0.0), ("1.5 units", 1.5), ("2%", 0.02)])
 def test_a_drop_is_in_points_unless_it_has_another_unit(mine: Path, asked: Asked, drop: str, share: float) -> None:
     shutil.copy(mine / "asked_model.py", ".")
     words = ["--model", "asked_model:build", "--data", "asked_model:task", "--max-drop", drop, "--out", "there"]
     assert penjing("compress", *words) == 0
     assert asked.pop()[2]["budget"] == pj.Budget(max_drop=share)
+
+
+def test_decibels_are_for_metrics_that_have_some(mine: Path, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(mine / "asked_model.py", ".")
+    look_in(Path.cwd())
+    words = ["--model", "asked_model:build", "--data", "asked_model:task", "--max-drop", "0.3dB", "--out", "there"]
+    assert penjing("compress", *words) == 2
+    assert "the metric is a share, which has no dB; give points" in capsys.readouterr().err
+    assert not asked
+    Path("loud.py").write_text(
+        "from dataclasses import replace\nimport asked_model, penjing as pj\n"
+        "def loud(run, batches): return pj.measure.top1(run, batches)\nloud.unit = 'dB'\n"
+        "def task(): return replace(asked_model.task(), metric=loud)\n"
+    )
+    words[3] = "loud:task"
+    assert penjing("compress", *words) == 0
+    assert asked.pop()[2]["budget"] == pj.Budget(max_drop=0.3)
 
 
 def test_recipe_prints_one_to_begin_with_and_the_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from penjing import ranks
 from penjing.cli.app import Exclude, Json, Weights, app, bars, network
 from penjing.cli.launch import Devices, Nodes, together
 from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
+from penjing.errors import RecipeError
 from penjing.measure import top1
 from penjing.recipe import Recipe, load_task, look_in, option, read_recipe
+from penjing.result import is_share
 from penjing.run import compress
 from penjing.search import Budget
 from penjing.settings import Settings
-from penjing.task import Task
+from penjing.task import Task, check_metric, check_task
 from penjing.zoo import fashion_resnet20
 
 
@@ -123,13 +126,14 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     settings |= {"cut_sums": cut_sums, "exclude": exclude or None, "fresh": fresh}
     options = {"model": model, "data": data, "target": target, "out": out, "weights": weights}
     given = [_given(options | {"budget": limits, "settings": settings}), *(option(text) for text in further or ())]
-    _run(read_recipe(recipe, *given), as_json)
+    _run(read_recipe(recipe, *given), max_drop, as_json)
 
 
-def _run(asked: Recipe, as_json: bool) -> None:
+def _run(asked: Recipe, max_drop: str | None, as_json: bool) -> None:
     for folder in (Path.cwd(), *([asked.modules] if asked.modules else [])):  # the last is looked in first
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
+    _check_unit(max_drop, net, task)
     result = compress(
         net,
         task,
@@ -151,6 +155,18 @@ def _points(drop: str | None) -> str | None:
         return drop and f"{float(drop)!r} points"
     except ValueError:
         return drop
+
+
+def _check_unit(drop: str | None, net: nn.Module, task: Task) -> None:
+    """Refuse decibels of a share, which would be taken as shares: 0.3 dB as 30 points."""
+    if drop is None or not drop.strip().lower().endswith("db"):
+        return
+    check_task(task, net)
+    if is_share(task.metric, check_metric(task, net)):
+        raise RecipeError(
+            f"--max-drop {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
+            "metric.unit = 'dB' where it is in dB"
+        )
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
