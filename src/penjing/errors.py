@@ -13,7 +13,7 @@ PenjingError
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
@@ -64,6 +64,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that one which is not known was most likely meant to be; None where none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
 def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     """What a table holds under a name that the user gave.
 
@@ -72,6 +77,6 @@ def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     """
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, table)
+    hint = f"did you mean {near!r}? " if near else ""
     raise RecipeError(f"{what} {name!r} is not known; {hint}choose one of {sorted(table)}")

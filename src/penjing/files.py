@@ -15,6 +15,8 @@ from torch import Tensor
 
 from penjing.errors import PenjingError
 
+TORCHS = (".pt", ".pth", ".bin", ".ckpt")  # what names of files end with that torch.save wrote
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -70,7 +72,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             names = list(f.keys())
             return {name: f.get_tensor(name) for name in names}, json.loads((f.metadata() or {}).get("about", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as e:
-        raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file") from e
+        raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file{_of_torchs(path)}") from e
+
+
+def _of_torchs(path: Path) -> str:
+    """How a file that torch saved becomes one of safetensors; nothing of other files."""
+    if not path.is_file() or path.suffix not in TORCHS:
+        return ""
+    made = path.with_suffix(".safetensors").name
+    return f', which safetensors.torch makes of it: save_file(torch.load("{path.name}", weights_only=True), "{made}")'
 
 
 def remove_parts(folder: Path) -> None:

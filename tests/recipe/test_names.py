@@ -50,7 +50,8 @@ def test_names_lead_to_objects(mine: str) -> None:
     [
         ("build", "not of the form"),
         ("nowhere_at_all:build", "no module 'nowhere_at_all'"),
-        ("{}:bild", "has no 'bild'; it has .*build"),
+        ("{}:bild", "has no 'bild'; did you mean 'build'[?]$"),
+        ("{}:network", "has no 'network'; it has broken, build, number, task$"),
         ("{}:broken", "ValueError: no disk"),
         ("{}:number", "gives int"),
         ("{}:task", "gives Task"),

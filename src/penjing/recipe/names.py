@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from penjing.errors import ModelError, PenjingError, RecipeError
+from penjing.errors import ModelError, PenjingError, RecipeError, nearest
 from penjing.files import read_tensors
 from penjing.graph import load_onnx
 from penjing.task import Task
 
 ONNX = ".onnx"  # what names of files end with that are networks of their own
-SHOWN = 3  # names of weights in an error
+SHOWN, MOST = 3, 8  # names of weights, and of functions, in an error
 
 
 def found(where: str, what: str) -> Any:
@@ -38,8 +38,10 @@ def found(where: str, what: str) -> Any:
     except Exception as e:  # whatever the user's module raises while it is imported
         raise RecipeError(f"{what} {where!r}: importing {module_name} fails with {type(e).__name__}: {e}") from e
     if not hasattr(module, name):
-        near = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise RecipeError(f"{what} {where!r}: {module_name} has no {name!r}; it has {', '.join(sorted(near)[:8]) or 'nothing'}")
+        there = sorted(n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n)))
+        near = nearest(name, there)
+        hint = f"did you mean {near!r}?" if near else f"it has {', '.join(there[:MOST]) or 'nothing'}"
+        raise RecipeError(f"{what} {where!r}: {module_name} has no {name!r}; {hint}")
     return getattr(module, name)
 
 

@@ -1,7 +1,6 @@
 """Dataclasses as schemas: their fields, types, defaults and comments say what a recipe may hold. Nothing is said twice."""
 
 import ast
-import difflib
 import functools
 import inspect
 import io
@@ -12,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_type_hints
 
-from penjing.errors import RecipeError
+from penjing.errors import RecipeError, nearest
 from penjing.search.budget import NO_DROP, Budget, parse_drop
 
 if TYPE_CHECKING:
@@ -170,9 +169,9 @@ def _mistake(of: Any, wrong: "ErrorDetails", where: Callable[[Key], str]) -> str
 
 def _unknown(said: Key, known: set[Key]) -> str:
     here = sorted(key[-1] for key in known if key[:-1] == said[:-1])
-    near = difflib.get_close_matches(said[-1], here, n=1)
+    near = nearest(said[-1], here)
     elsewhere = sorted(".".join(key) for key in known if key[-1] == said[-1])
-    hint = ".".join((*said[:-1], near[0])) if near else next(iter(elsewhere), None)
+    hint = ".".join((*said[:-1], near)) if near else next(iter(elsewhere), None)
     asked = f"did you mean {hint!r}? " if hint else ""
     return f"{'.'.join(said)} is not known; {asked}{'.'.join(said[:-1]) or 'a recipe'} takes {', '.join(here)}"
 
