@@ -231,7 +231,7 @@ def test_outputs_of_other_shapes_are_refused(make: Callable[[], TeacherLoss]) ->
 def test_outputs_without_classes_are_refused_where_they_are_compared(
     make: Callable[[], TeacherLoss], shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ModelError, match="use imitate or logit_mse"):
+    with pytest.raises(ModelError, match=f"^{make.__name__} compares classes.*use imitate or logit_mse"):
         make().prepare(on_outputs(drawn(0, *shape), drawn(1, *shape), CLASSES))
 
 

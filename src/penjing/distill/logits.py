@@ -29,16 +29,20 @@ class _OnOutputs(TeacherLoss):
 
 
 class _OnLogits(_OnOutputs):
+    name: str  # as users call it
+
     def prepare(self, lesson: Lesson) -> None:
         super().prepare(lesson)
         if not isinstance(lesson.output, Tensor) or lesson.output.ndim < 2 or lesson.output.shape[1] < 2:
             raise ModelError(
-                f"{type(self).__name__} compares classes, and the networks do not give logits of shape (N, classes, ...); "
+                f"{self.name} compares classes, and the networks do not give logits of shape (N, classes, ...); "
                 "use imitate or logit_mse"
             )
 
 
 class _KL(_OnLogits):
+    name = "kl"
+
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = positive("kl", "temperature", temperature, 4)
@@ -59,6 +63,8 @@ def kl(temperature: float = 4.0) -> TeacherLoss:
 
 
 class _StandardizedKL(_OnLogits):
+    name = "standardized_kl"
+
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = positive("standardized_kl", "temperature", temperature, 2)
@@ -92,6 +98,8 @@ def logit_mse() -> TeacherLoss:
 
 
 class _DKD(_OnLogits):
+    name = "dkd"
+
     def __init__(self, alpha: float, beta: float, temperature: float) -> None:
         super().__init__()
         self.alpha, self.beta = not_negative("dkd", "alpha", alpha), not_negative("dkd", "beta", beta)
@@ -130,6 +138,8 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> Teac
 
 
 class _DIST(_OnLogits):
+    name = "dist"
+
     def __init__(self, beta: float, gamma: float, temperature: float) -> None:
         super().__init__()
         self.beta, self.gamma = not_negative("dist", "beta", beta), not_negative("dist", "gamma", gamma)
