@@ -52,6 +52,23 @@ def penjing(*words: str) -> int:
     return 0
 
 
+MISTAKEN = """
+import numpy as np, torch, penjing as pj, own_model
+
+def task(**changed):
+    own = own_model.task()
+    return pj.Task(**{"train": own.train, "search": own.search, "confirm": own.confirm, "metric": own.metric} | changed)
+
+def other():
+    images = [(torch.zeros(4, 3, 24, 24), torch.zeros(4).long())]
+    return task(train=images, search=images, confirm=images)
+
+def number(): return task(metric=lambda run, batches: 0.5)
+def on_outputs(): return task(metric=lambda output, target: (output.argmax(1) == target).float().mean())
+def words(): return torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(20, 8))
+def short(): return task(metric=lambda run, batches: pj.Score(0.5, 64, np.zeros(3)))
+"""
+
 OWN = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "own_model:task"]
 
 
@@ -188,7 +205,7 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
     ("words", "said"),
     [
         (["compress", "--model", "no_such:net", "--data", "own_model:task", "--out", "o"], "no module 'no_such'"),
-        (["compress", "--model", "own_model:bild", "--data", "own_model:task", "--out", "o"], "has no 'bild'"),
+        (["compress", "--model", "own_model:bild", "--data", "own_model:task", "--out", "o"], "did you mean 'build'?"),
         (["compress", *OWN, "--weights", "none.safetensors", "--out", "o"], "none.safetensors"),
         (["compress", *OWN, "--weights", "other.safetensors", "--out", "o"], "the file lacks 0.weight"),
         (["compress", *OWN, "--data", "own_model:build", "--out", "o"], "returns a penjing.Task"),
@@ -219,6 +236,8 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
         (["prune", "--model", "own_model:build", "--shape", "1,0,24", "--ratio", "0.5"], "size below 1"),
         (["prune", "--model", "own_model:build", "--shape", "3,24,24", "--ratio", "0.5"], "inputs of shape"),
         (["inspect", "--model", "own_model:build"], "give --shape"),
+        (["prune", "--model", "mistaken:words", "--shape", "5", "--ratio", "0.5"], "floats: Expected tensor"),
+        (["inspect", "--model", "mistaken:words", "--shape", "5"], "use --data instead"),
         (["measure", "none.onnx", "--data", "own_model:task"], "is not there"),
         (["report", "."], "holds no finished run"),
         (["frobnicate"], "No such command"),
@@ -228,6 +247,7 @@ def test_a_mistake_is_one_clear_line_exit_code_2_and_nothing_written(
     here: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({"x": torch.zeros(1)}, here / "other.safetensors")
+    (here / "mistaken.py").write_text(MISTAKEN)
     assert penjing(*words) == 2
     out, told = capsys.readouterr()
     assert said in told
@@ -248,23 +268,6 @@ def test_the_demo_fits_its_data() -> None:
     assert [len(s.data) for s in (task.train, task.search, task.confirm)] == [4000, 1000, 2000]  # type: ignore[attr-defined]
     assert check_task(task, resnet20())[0].shape == (250, 1, 28, 28)
     assert demo_settings().batch == 32
-
-
-MISTAKEN = """
-import numpy as np, torch, penjing as pj, own_model
-
-def task(**changed):
-    own = own_model.task()
-    return pj.Task(**{"train": own.train, "search": own.search, "confirm": own.confirm, "metric": own.metric} | changed)
-
-def other():
-    images = [(torch.zeros(4, 3, 24, 24), torch.zeros(4).long())]
-    return task(train=images, search=images, confirm=images)
-
-def number(): return task(metric=lambda run, batches: 0.5)
-def on_outputs(): return task(metric=lambda output, target: (output.argmax(1) == target).float().mean())
-def short(): return task(metric=lambda run, batches: pj.Score(0.5, 64, np.zeros(3)))
-"""
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,29 @@ def test_a_metric_that_is_none_is_told_how_one_looks(
     assert said in told
     assert "penjing.Score(value, samples, per_sample)" in told
     assert not (here / "o").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_is_measured_and_quantized_on_as_many_threads_as_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: set[int | None] = set()
+    load = pj.Artifact.load
+
+    def noted(self: pj.Artifact, threads: int | None = None, precision: str | None = None) -> object:
+        asked.add(threads)
+        return load(self, threads, precision)
+
+    own = ["--model", "own_model:build", "--data", "own_model:task"]
+    assert penjing("export", *own, "--out", "whole.onnx") == 0
+    monkeypatch.setattr(pj.Artifact, "load", noted)
+    assert penjing("measure", "whole.onnx", "--data", "own_model:task", "--threads", "3", "--batch", "1") == 0
+    assert asked == {3}
+    asked.clear()
+    assert penjing("quantize", *own, "--max-drop", "100", "--no-placements", "--threads", "3", "--out", "int8.onnx") == 0
+    assert asked == {3, None}  # how near the file is to torch is no question of threads
+    capsys.readouterr()
+    assert penjing("measure", "whole.onnx", "--data", "own_model:task", "--threads", "0") == 2
 
 
 def test_data_that_a_file_does_not_take_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

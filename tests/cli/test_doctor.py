@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -11,6 +14,7 @@ from penjing.cli import doctor
 from penjing.cli.doctor import Check, examine
 from penjing.errors import RuntimeMissing
 from penjing.export import RUNTIMES
+from penjing.measure import cores
 from tests.test_cli import penjing
 
 Patch = pytest.MonkeyPatch
@@ -45,6 +49,16 @@ def test_here_a_run_can_work_and_both_runtimes_run(capsys: pytest.CaptureFixture
     assert said["torch"]["found"] == torch.__version__
     named = {text.split(">=")[0].strip().lower() for text in requires("penjing") or () if "extra" not in text}
     assert len(said.keys() & named) + int(said["other packages"]["found"].split()[0]) == len(named)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("1", 1), (None, cores())])
+def test_torch_takes_as_many_threads_as_the_environment_says(monkeypatch: Patch, asked: str | None, used: int) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    env = os.environ | ({"OMP_NUM_THREADS": asked} if asked else {})
+    script = [sys.executable, "-m", "penjing", "doctor", "--json"]
+    done = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
+    said = {c["name"]: c["found"] for c in json.loads(done.stdout)["checks"]}
+    assert f"threads of torch: {used}, of runtimes: {cores()}" in said["cores"]
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import os
 import sys
 
 import torch
@@ -23,7 +24,8 @@ from penjing.measure import cores
 
 def main() -> None:
     """Run the command line; a user's mistake is one clear line and exit code 2."""
-    torch.set_num_threads(max(1, cores() // ranks.launched()[0]))
+    if ranks.launched() != (1, 1) or "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets to 1, if nobody did
+        torch.set_num_threads(max(1, cores() // ranks.launched()[0]))
     try:
         app()
     except PenjingError as e:

@@ -1,6 +1,7 @@
 """What all commands share: the application, options, and ways to print."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from torch import Tensor, nn
 
-from penjing.errors import RecipeError
+from penjing.errors import RecipeError, first_line
 from penjing.progress import Advance
 from penjing.prune.store import load, plan_of
 from penjing.recipe import load_model
 from penjing.task import Task, as_tuple, check_task
 
+OF_ANOTHER_TYPE = re.compile(r"\b(long|int|integer|LongTensor|dtype|scalar type)\b", re.IGNORECASE)  # in torch's complaints
 SAMPLES = 512  # of the training data, for criteria and refits that look at data
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -36,6 +38,7 @@ MaybeData = Annotated[
 Shape = Annotated[
     list[str] | None, typer.Option(help="The shape of one input without the batch: 3,224,224. Again for each further input.")
 ]
+Threads = Annotated[int | None, typer.Option(help="Of the runtimes; all cores if not given.", min=1)]
 Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of parameter names to leave whole: 'head.*'.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -65,10 +68,24 @@ def network(model: str, weights: Path | None) -> nn.Module:
 def example_of(net: nn.Module, shapes: Sequence[str] | None, task: Task | None) -> tuple[Tensor, ...]:
     """One sample as the network takes it: of the shapes given, or the task's first."""
     if shapes:
-        return tuple(torch.randn(1, *_sizes(text)) for text in shapes)
+        example = tuple(torch.randn(1, *_sizes(text)) for text in shapes)
+        _check_floats(net, example)
+        return example
     if task is None:
         raise RecipeError("what the network takes is not known; give --shape, e.g. --shape 3,224,224, or --data my_net:task")
     return tuple(x[:1] for x in check_task(task, net))
+
+
+def _check_floats(net: nn.Module, example: Sequence[Tensor]) -> None:
+    """Refuse a network that takes no floats; whatever else it may not take is told where it is read."""
+    try:
+        with torch.no_grad():
+            net(*example)
+    except Exception as e:  # whatever the user's forward raises
+        if OF_ANOTHER_TYPE.search(str(e)):
+            raise RecipeError(
+                f"the network does not take what --shape gives, which is floats: {first_line(e)}; use --data instead"
+            ) from e
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import typer
 from torch import nn
 
 from penjing import ranks
-from penjing.cli.app import Exclude, Json, Weights, app, bars, network
+from penjing.cli.app import Exclude, Json, Threads, Weights, app, bars, network
 from penjing.cli.launch import Devices, Nodes, together
 from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
@@ -93,7 +93,7 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
         typer.Option("--cut-sums/--keep-sums", help="Also cut channels that are added to one another (residual streams)."),
     ] = None,
     exclude: Exclude = None,
-    threads: Annotated[int | None, typer.Option(help="Of the runtimes; all cores if not given.")] = None,
+    threads: Threads = None,
     fresh: Annotated[
         bool | None, typer.Option("--fresh", help="Measure again instead of taking what was measured on this machine before.")
     ] = None,

@@ -195,7 +195,8 @@ def _runs(name: str, module: nn.Module, artifact: Artifact) -> str:
 
 def _processor() -> Iterator[Check]:
     here = machine()
-    yield Check("cores", True, f"{cores()} of {os.cpu_count()}; torch uses {torch.get_num_threads()} threads")
+    threads = f"threads of torch: {torch.get_num_threads()}, of runtimes: {cores()} if --threads does not say"
+    yield Check("cores", True, f"{cores()} of {os.cpu_count()}; {threads}")
     yield Check("processor", True, here["cpu"])
     known, flags = here["system"] == "Linux", here["features"]
     for name, enough, without in FEATURES:

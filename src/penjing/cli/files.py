@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from penjing.cli.app import Data, Json, Model, Target, Weights, app, bars, console, network, print_json, table_of
+from penjing.cli.app import Data, Json, Model, Target, Threads, Weights, app, bars, console, network, print_json, table_of
 from penjing.errors import DataError, RecipeError
 from penjing.export import RUNTIMES, Artifact, Runner, export, left_in_float
 from penjing.files import digest
@@ -20,6 +20,7 @@ def measure_command(
     file: Annotated[Path, typer.Argument(help="An ONNX file with one input batch dimension.")],
     data: Data,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to time; give it again for more.")] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure an ONNX file's accuracy and latency in both runtimes.
@@ -32,7 +33,7 @@ def measure_command(
     example = as_tuple(first_batch(task.search, "search")[0])
     rows = []
     artifact = Artifact(file, "onnxruntime", tuple(tuple(x[:1].shape) for x in example), True, digest(file))
-    runs = {name: artifact.on(name).load(cores()) for name in RUNTIMES}
+    runs = {name: artifact.on(name).load(threads or cores()) for name in RUNTIMES}
     _check_fits(file, runs["onnxruntime"], task)
     for name, run in runs.items():
         score = task.metric(run, task.confirm)

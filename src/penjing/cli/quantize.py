@@ -6,7 +6,21 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from penjing.cli.app import Data, Exclude, Json, Target, Weights, app, bars, console, images_of, network, print_json, table_of
+from penjing.cli.app import (
+    Data,
+    Exclude,
+    Json,
+    Target,
+    Threads,
+    Weights,
+    app,
+    bars,
+    console,
+    images_of,
+    network,
+    print_json,
+    table_of,
+)
 from penjing.distill.logits import is_classes
 from penjing.errors import RecipeError
 from penjing.export import RUNTIMES, left_in_float
@@ -36,6 +50,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     equalize: Annotated[bool, typer.Option("--equalize", help="Even out channel ranges between layers first.")] = False,
     exclude: Exclude = None,
     batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
+    threads: Threads = None,
     placements: Annotated[bool, typer.Option(help="Also try the target's other placements, and take the fastest.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +60,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
 
     Example: `penjing quantize model.onnx --data my_net:task --target openvino --out int8.onnx`
     """
+    threads = threads or cores()
     net, task = _given(file, model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
     check_metric(task, net)
@@ -54,13 +70,13 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     )  # fmt: skip
     images = [x for x, _ in images_of(task) or ()]
     quantizer = Quantizer(net, example, images, target=target_named(target), scheme=scheme, progress=bars)
-    settings = MixSettings(threads=cores(), batch=batch, placements=placements)
+    settings = MixSettings(threads=threads, batch=batch, placements=placements)
     before = task.metric(as_a_file(net.eval()), task.search).value
     mix = fastest_mix(
         quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
         least=before - max_drop / 100, settings=settings, progress=bars,
     )  # fmt: skip
-    told = _told(net, mix, task)
+    told = _told(net, mix, task, threads)
     print_json(told) if as_json else _tell(told, mix)
 
 
@@ -75,11 +91,11 @@ def _given(file: Path | None, model: str | None, weights: Path | None) -> nn.Mod
     return network(model, weights)
 
 
-def _told(net: nn.Module, mix: Mix, task: Task) -> dict[str, Any]:
+def _told(net: nn.Module, mix: Mix, task: Task, threads: int) -> dict[str, Any]:
     """What came out, as JSON values."""
     chosen, artifact = mix.chosen, mix.chosen.artifact
     before = task.metric(as_a_file(net), task.confirm)
-    after = task.metric(artifact.load(cores(), chosen.precision), task.confirm)
+    after = task.metric(artifact.load(threads, chosen.precision), task.confirm)
     kernels = artifact.kernels()
     inputs, target = first_batch(task.confirm, "confirm")
     batch = as_tuple(inputs)
