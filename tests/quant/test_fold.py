@@ -275,8 +275,13 @@ def test_norms_that_are_left_become_depthwise_convolutions() -> None:
     assert set(module.state_dict()) == {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
 
 
-def test_norms_of_other_ranks_stay() -> None:
-    model = stirred(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)))
-    module = capture(model, torch.randn(2, 4, 9, dtype=torch.float64)).module
+@pytest.mark.parametrize(
+    ("norm", "shape", "stays"), [(nn.BatchNorm1d, (4,), 1), (nn.BatchNorm1d, (4, 9), 0), (nn.BatchNorm3d, (4, 2, 3, 5), 1)]
+)
+def test_norms_of_other_ranks(norm: type[nn.Module], shape: tuple[int, ...], stays: int) -> None:
+    model = stirred(nn.Sequential(nn.ReLU(), norm(4)))
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    module = capture(model, x).module
     norms_to_convolutions(module)
-    assert left(module) == 1
+    assert left(module) == stays
+    torch.testing.assert_close(module(x), model(x))

@@ -18,7 +18,7 @@ def means_to_pools(proto: Any) -> None:
             or sorted(held.get(node.input[1], [])) not in ([2, 3], [-2, -1])
         ):
             continue
-        if _rank(proto, node.input[0]) != 4:
+        if rank(proto, node.input[0]) != 4:
             continue
         keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
         if keep:
@@ -34,7 +34,7 @@ def means_to_pools(proto: Any) -> None:
             proto.graph.node.insert(at + offset, new)
 
 
-def _rank(proto: Any, name: str) -> int:
+def rank(proto: Any, name: str) -> int:
     """Dims of a value; 0 where the file does not say."""
     for value in (*proto.graph.value_info, *proto.graph.input):
         if value.name == name:

@@ -13,6 +13,7 @@ from penjing.quant.editable import argument, attribute, editable, free_name, new
 
 aten = torch.ops.aten
 NORM = aten.batch_norm.default
+CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default}  # by the dims of a value
 _DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
 _CHECKS = frozenset({aten._assert_tensor_metadata.default})  # of what the export saw; they count as readers
 _VIEWS = frozenset(  # of a constant: it stays one
@@ -73,26 +74,28 @@ def fold(module: fx.GraphModule) -> None:
 
 
 def norms_to_convolutions(module: fx.GraphModule) -> None:
-    """Put a depthwise 1x1 convolution in the place of every batch norm of 4-D values that is left, in place.
+    """Put a depthwise convolution of one tap in the place of every batch norm of 3-D and 4-D values that is left, in place.
 
     A norm behind a concatenation and before a ReLU (arXiv:1608.06993) folds into nothing, and runtimes run it in float;
-    a convolution has an int8 kernel, and the ReLU behind it can run inside that.
+    a convolution has an int8 kernel, and the ReLU behind it can run inside that. (Behind an int8 convolution of one dimension
+    OpenVINO computes a norm wrongly: see ``export.reductions``.)
     """
     for node in list(module.graph.nodes):
         scaling = read_scaling(module, node) if node.target is NORM else None
-        if scaling is None or node.meta["val"].ndim != 4:
+        if scaling is None or node.meta["val"].ndim not in CONVOLUTIONS:
             continue
+        ones = [1] * (node.meta["val"].ndim - 2)
         channels, dtype = node.meta["val"].shape[1], node.meta["val"].dtype
         owner = str(node.args[3].target).rpartition(".")[0] or node.name
         with module.graph.inserting_before(node):
-            conv = module.graph.call_function(aten.conv2d.default, (scaling.source,))
+            conv = module.graph.call_function(CONVOLUTIONS[node.meta["val"].ndim], (scaling.source,))
         conv.meta = dict(node.meta)
         _remove(node, conv)
         held = []
-        for leaf, value, shape in (("weight", scaling.scale, (channels, 1, 1, 1)), ("bias", scaling.shift, (channels,))):
+        for leaf, value, shape in (("weight", scaling.scale, (channels, 1, *ones)), ("bias", scaling.shift, (channels,))):
             name = free_name(module, f"{owner}.{leaf}")
             held.append(new_parameter(module, conv, name, value.expand(channels).reshape(shape).to(dtype)))
-        conv.args = (scaling.source, *held, [1, 1], [0, 0], [1, 1], channels)
+        conv.args = (scaling.source, *held, ones, [0] * len(ones), ones, channels)
     tidy(module)
 
 
