@@ -1,5 +1,6 @@
 """The file computes what the fake-quantized module computes, whatever the values between the layers look like."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,11 @@ def test_the_module_stays_in_the_modes_it_was_in() -> None:
     (outputs,) = torch_outputs(net, [(torch.ones(2, 3),)])
     assert torch.equal(outputs[0], net[0](torch.ones(2, 3)))  # no dropout
     assert [part.training for part in net.modules()] == [True, False, True]
+
+
+def test_what_is_not_a_number_is_not_hidden(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
+    x = torch.randn(2, 1, 4, 4)
+    file = export(net.eval(), x, tmp_path / "net.onnx")
+    x[1, 0, 0, 0] = float("nan")
+    assert math.isnan(file.agreement(net, x).largest)
