@@ -174,7 +174,7 @@ def kernel_rows(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
             "layer": k.layer,
             "op": k.op,
             "precision": k.precision,
-            "note": f"with {', '.join(k.fused)}" if k.fused else "",
+            "note": k.reason or (f"with {', '.join(k.fused)}" if k.fused else ""),
             "weighted": k.weighted,
         }
         for k in kernels

@@ -172,7 +172,7 @@ def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequ
         for a, b in zip(found, outputs, strict=True):
             a, b = a.double(), b.detach().double()
             error = (a - b).abs()
-            largest = float(np.maximum(largest, error.max()))  # not a number where one of them is not
+            largest = float(np.maximum(largest, float(error.max())))  # not a number where one of them is not
             total, values = total + float(error.sum()), values + error.numel()
             dot, ours, theirs = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
         a, b = found[0].flatten(1), outputs[0].detach().flatten(1)
