@@ -333,6 +333,8 @@ def margin(run, batches):
     each = np.concatenate([run(x).numpy().max(1) for x, _ in batches])
     return pj.Score(each.mean(), len(each), each)
 
+margin.unit = "dB"
+
 def task():
     own = own_model.task()
     return pj.Task(train=own.train, search=own.search, confirm=own.confirm, metric=margin)
@@ -341,9 +343,10 @@ def task():
 
 def test_a_metric_that_refuses_gradients_scores_a_module(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "graded.py").write_text(GRADED)
-    words = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "graded:task", "--max-drop", "100"]
+    words = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "graded:task", "--max-drop", "9dB"]
     assert penjing("quantize", *words, "--no-placements", "--out", "graded.onnx", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["score"]["samples"] == 512
+    told = json.loads(capsys.readouterr().out)["score"]
+    assert (told["samples"], told["change"].split()[1]) == (512, "dB")
 
 
 def test_python_dash_m(tmp_path: Path) -> None:
@@ -378,12 +381,14 @@ def test_quantize_a_network_and_the_same_as_onnx(here: Path, capsys: pytest.Capt
         (["own_model.py"], "own_model.py"),
         (["absent.onnx", "--weights", "own.safetensors"], "--weights is for --model"),
         (["--model", "own_model:build", "--weight-bits", "9"], "from 2 to 8"),
+        (["--model", "own_model:build", "--max-drop", "1dB"], "the metric is a share, which has no dB"),
+        (["--model", "own_model:build", "--max-drop", "some"], "max_drop 'some' is not understood"),
         (["--model", "own_model:build", "--rounding", "up"], "rounding 'up' is not known"),
         (["--model", "own_model:build", "--target", "tpu"], "target 'tpu' is not known"),
     ],
 )
 def test_mistakes_of_quantize_are_told(words: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert penjing("quantize", *words, *QUANTIZE, "--out", "never.onnx") == 2
+    assert penjing("quantize", *QUANTIZE, *words, "--out", "never.onnx") == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not (here / "never.onnx").exists()
 

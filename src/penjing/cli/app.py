@@ -20,7 +20,8 @@ from penjing.errors import RecipeError, first_line
 from penjing.progress import Advance
 from penjing.prune.store import load, plan_of
 from penjing.recipe import load_model
-from penjing.task import Task, as_tuple, check_task
+from penjing.result import is_share
+from penjing.task import Score, Task, as_tuple, check_task
 
 OF_ANOTHER_TYPE = re.compile(r"\b(long|int|integer|LongTensor|dtype|scalar type)\b", re.IGNORECASE)  # in torch's complaints
 SAMPLES = 512  # of the training data, for criteria and refits that look at data
@@ -98,6 +99,28 @@ def _sizes(text: str) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise RecipeError(f"--shape {text!r} has a size below 1; give one input's sizes without the batch, e.g. 3,224,224")
     return sizes
+
+
+def in_points(drop: str | None) -> str | None:
+    """A drop, where it has no unit, in points."""
+    try:
+        return drop and f"{float(drop)!r} points"
+    except ValueError:
+        return drop
+
+
+def of_decibels(drop: str) -> bool:
+    """Whether a drop is given in dB."""
+    return drop.strip().lower().endswith("db")
+
+
+def check_unit(drop: str, task: Task, score: Score) -> None:
+    """Refuse decibels of a share, which would be taken as shares: 0.3 dB as 30 points."""
+    if of_decibels(drop) and is_share(task.metric, score):
+        raise RecipeError(
+            f"--max-drop {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
+            "metric.unit = 'dB' where it is in dB"
+        )
 
 
 def images_of(task: Task | None) -> list[Any] | None:

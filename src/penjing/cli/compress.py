@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 
 from penjing import ranks
-from penjing.cli.app import Exclude, Json, Threads, Weights, app, bars, network
+from penjing.cli.app import Exclude, Json, Threads, Weights, app, bars, check_unit, in_points, network, of_decibels
 from penjing.cli.launch import Devices, Nodes, together
 from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
-from penjing.errors import RecipeError
 from penjing.measure import top1
 from penjing.recipe import Recipe, load_task, look_in, option, read_recipe
-from penjing.result import is_share
 from penjing.run import compress
 from penjing.search import Budget
 from penjing.settings import Settings
@@ -114,7 +111,7 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     --target openvino --out runs/mine`, or `penjing compress recipe.yaml --minutes 30`
     """
     together(devices, nodes)
-    limits = {"max_drop": _points(max_drop), "latency": latency, "bytes": size, "macs": macs, "memory": memory}
+    limits = {"max_drop": in_points(max_drop), "latency": latency, "bytes": size, "macs": macs, "memory": memory}
     settings: dict[str, Any] = {
         "minutes": minutes,
         "epochs": epochs,
@@ -133,7 +130,9 @@ def _run(asked: Recipe, max_drop: str | None, as_json: bool) -> None:
     for folder in (Path.cwd(), *([asked.modules] if asked.modules else [])):  # the last is looked in first
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
-    _check_unit(max_drop, net, task)
+    if max_drop is not None and of_decibels(max_drop):
+        check_task(task, net)
+        check_unit(max_drop, task, check_metric(task, net))
     result = compress(
         net,
         task,
@@ -147,26 +146,6 @@ def _run(asked: Recipe, max_drop: str | None, as_json: bool) -> None:
     if ranks.is_writer():
         tell(result, as_json)
     ranks.leave()
-
-
-def _points(drop: str | None) -> str | None:
-    """A drop without a unit in points."""
-    try:
-        return drop and f"{float(drop)!r} points"
-    except ValueError:
-        return drop
-
-
-def _check_unit(drop: str | None, net: nn.Module, task: Task) -> None:
-    """Refuse decibels of a share, which would be taken as shares: 0.3 dB as 30 points."""
-    if drop is None or not drop.strip().lower().endswith("db"):
-        return
-    check_task(task, net)
-    if is_share(task.metric, check_metric(task, net)):
-        raise RecipeError(
-            f"--max-drop {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
-            "metric.unit = 'dB' where it is in dB"
-        )
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

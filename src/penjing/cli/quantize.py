@@ -1,5 +1,6 @@
 """Integers: `penjing quantize`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,10 @@ from penjing.cli.app import (
     Weights,
     app,
     bars,
+    check_unit,
     console,
     images_of,
+    in_points,
     network,
     print_json,
     table_of,
@@ -28,9 +31,10 @@ from penjing.graph import load_onnx
 from penjing.measure import cores
 from penjing.quant import GRIDS, OBSERVERS, ROUNDINGS, Quantizer, Scheme, target_named
 from penjing.recipe import load_task
-from penjing.result import points
+from penjing.result import amount, is_share
 from penjing.search import Mix, MixSettings, fastest_mix
-from penjing.task import Task, as_a_file, as_tuple, check_metric, check_task, first_batch
+from penjing.search.budget import parse_drop
+from penjing.task import Score, Task, as_a_file, as_tuple, check_metric, check_task, first_batch
 
 
 @app.command("quantize")
@@ -41,7 +45,10 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     model: Annotated[str | None, typer.Option(help="Instead: the network's factory, as package.module:function.")] = None,
     weights: Weights = None,
     target: Target = "onnxruntime",
-    max_drop: Annotated[float, typer.Option(help="Points of the metric that may be lost; 0.5 is half a percent.")] = 0.5,
+    max_drop: Annotated[
+        str,
+        typer.Option(help="What may be lost of the metric: 0.5 is half a point, of one that is a share; else 0.3dB; or none."),
+    ] = "0.5",
     weight_bits: Annotated[int, typer.Option(help="Of weights, 2 to 8; fewer make a smaller file, not a faster one.")] = 8,
     value_bits: Annotated[int, typer.Option(help="Of what layers read and give, 2 to 8.")] = 8,
     rounding: Annotated[str, typer.Option(help=f"Of weights: {', '.join(ROUNDINGS)}.")] = "nearest",
@@ -63,7 +70,8 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     threads = threads or cores()
     net, task = _given(file, model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
-    check_metric(task, net)
+    drop = parse_drop(in_points(max_drop) or "")
+    check_unit(max_drop, task, check_metric(task, net))
     scheme = Scheme(
         weight_bits=weight_bits, value_bits=value_bits, rounding=rounding, observer=observer, values=grid, equalize=equalize,
         exclude=tuple(exclude or ()),
@@ -74,7 +82,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     before = task.metric(as_a_file(net.eval()), task.search).value
     mix = fastest_mix(
         quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
-        least=before - max_drop / 100, settings=settings, progress=bars,
+        least=-math.inf if drop is None else before - drop, settings=settings, progress=bars,
     )  # fmt: skip
     told = _told(net, mix, task, threads)
     print_json(told) if as_json else _tell(told, mix)
@@ -106,7 +114,12 @@ def _told(net: nn.Module, mix: Mix, task: Task, threads: int) -> dict[str, Any]:
         "chosen": chosen.name,
         "placement": mix.placement,
         "precision": chosen.precision or "the runtime's default",
-        "score": {"before": before.value, "after": after.value, "samples": after.samples},
+        "score": {
+            "before": before.value,
+            "after": after.value,
+            "samples": after.samples,
+            "change": _change(task, before, after),
+        },
         "tried": [
             {
                 "candidate": t.name,
@@ -122,6 +135,12 @@ def _told(net: nn.Module, mix: Mix, task: Task, threads: int) -> dict[str, Any]:
     }
 
 
+def _change(task: Task, before: Score, after: Score) -> str:
+    """With its unit."""
+    unit = {"percent": is_share(task.metric, before, after), "unit": getattr(task.metric, "unit", "")}
+    return amount(after.value - before.value, unit)
+
+
 def _tell(told: dict[str, Any], mix: Mix) -> None:
     """Print it for people."""
     console.print(table_of("What was tried, on the search split", told["tried"]))
@@ -129,7 +148,7 @@ def _tell(told: dict[str, Any], mix: Mix) -> None:
         console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", told["in_float"]))
     score = told["score"]
     console.print(
-        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({points(score['after'] - score['before'])} points), "
+        f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({score['change']}), "
         f"on {score['samples']} confirm samples; load it with precision: {told['precision']}",
         highlight=False,
     )
