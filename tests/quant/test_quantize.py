@@ -93,3 +93,8 @@ def test_mistakes_are_told() -> None:
     model[0].weight.data[0] = float("nan")
     with pytest.raises(ModelError, match=r"0\.weight"):
         quantize(model, x, [x])
+
+
+def test_one_tensor_is_no_list_of_batches() -> None:
+    with pytest.raises(DataError, match=r"one tensor; give a loader or a list of batches, e\.g\. list\(images\.split\(64\)\)"):
+        quantize(nn.Conv2d(1, 2, 1), torch.zeros(1, 1, 4, 4), torch.zeros(8, 1, 4, 4))

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
+from penjing.errors import DataError
 from penjing.graph import as_inputs, capture, check_weights
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
@@ -50,7 +51,7 @@ def quantize(
         scheme: How many bits, which grids, how they are found.
 
     Raises:
-        DataError: ``calibration`` is empty, or makes a value that is not finite.
+        DataError: ``calibration`` is empty, no batches, or makes a value that is not finite.
         ModelError: The model cannot be read, or its weights are not finite.
         RecipeError: The target is not known.
     """
@@ -78,6 +79,8 @@ class Quantizer:
     ) -> None:
         """See ``quantize``."""
         self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
+        if isinstance(calibration, Tensor):
+            raise DataError("calibration data is one tensor; give a loader or a list of batches, e.g. list(images.split(64))")
         check_weights(model)
         self.reference = capture(model, as_inputs(example)).module
         gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
