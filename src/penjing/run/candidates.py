@@ -24,6 +24,7 @@ from penjing.run.job import Job
 from penjing.run.training import Start, Trainer
 from penjing.score import Evidence, structured_obs
 from penjing.search import Allocation, Candidate, Cost, Tables, allocate, extremes, over, regrouped, scaled, shown
+from penjing.task import as_a_file
 
 STITCHES = 6  # times that a choice is measured and corrected where a limit is given
 STEADY = 0.9  # share of what files were thought to take that they may take without being made wider again
@@ -262,7 +263,7 @@ class Maker:
         most = self.job.budget.max_drop
         if most is None or self.reference - score <= most:
             return False
-        exact = self.job.task.metric(net.module.eval(), self.job.task.search).value
+        exact = self.job.task.metric(as_a_file(net.module.eval()), self.job.task.search).value
         return exact - score >= WORTH * (self.reference - score)
 
     def _trained_in_integers(self, made: Candidate, net: Net) -> Candidate:

@@ -18,7 +18,7 @@ from penjing.distill import Lesson, as_teacher_loss, imitate
 from penjing.errors import RecipeError, TrainingError
 from penjing.files import read_tensors, remove_parts, write_json, write_tensors
 from penjing.progress import Progress, silent
-from penjing.task import Score, Task, check_task
+from penjing.task import Score, Task, as_a_file, check_task
 from penjing.train.fit import Epoch, fit
 from penjing.train.settings import Training
 
@@ -161,7 +161,7 @@ class _School:
         elif there:
             self.say(f"{name}: {path} is there")
             model, history = self._read(path, model)
-        score = task.metric(model.eval(), task.confirm)
+        score = task.metric(as_a_file(model.eval()), task.confirm)
         self.steps.append(Step(name, path if epochs or there else None, score, tuple(history), there))
         return model
 
