@@ -143,10 +143,10 @@ def test_digest_is_that_of_the_bytes(tmp_path_factory: pytest.TempPathFactory, c
 
 def test_weights_that_torch_saved_are_told_how_to_become_safetensors(tmp_path: Path) -> None:
     torch.save({"t": torch.ones(2)}, tmp_path / "w.pt")
-    with pytest.raises(PenjingError, match="give a .safetensors file, which") as told:
+    with pytest.raises(PenjingError, match=r"give a \.safetensors file, which") as told:
         read_tensors(tmp_path / "w.pt")
     line = str(told.value).rpartition("it: ")[2]
     exec(line.replace('"w.', f'"{tmp_path}/w.'), {"save_file": save_file, "torch": torch})  # the very line that is printed
     assert torch.equal(read_tensors(tmp_path / "w.safetensors")[0]["t"], torch.ones(2))
-    with pytest.raises(PenjingError, match="give a .safetensors file$"):
+    with pytest.raises(PenjingError, match=r"give a \.safetensors file$"):
         read_tensors(tmp_path / "absent.pt")
