@@ -122,6 +122,9 @@ def test_prune_to_a_share_of_the_work(capsys: pytest.CaptureFixture[str]) -> Non
     assert found["parameters"][1] < found["parameters"][0]
     assert found["error"] < 1e-9
     assert (found["rewritten"], found["out"]) == (False, None)
+    for multiple, told in (("1", False), ("48", True)):
+        assert penjing("prune", *UNTRAINED, "--macs", "0.3", "--round-to", multiple) == 0
+        assert ("--round-to 1 comes nearer" in " ".join(capsys.readouterr().out.split())) == told
 
 
 @pytest.mark.usefixtures("here")

@@ -34,6 +34,8 @@ from penjing.prune.store import plan_of, save
 from penjing.recipe import load_task
 from penjing.score import CRITERIA
 
+COARSE = 0.9  # of the multiply-accumulates that were asked for; less is told
+
 
 @app.command("inspect")
 def inspect_command(
@@ -98,6 +100,8 @@ def prune_command(  # noqa: PLR0913 - one parameter an option
         earlier = plan_of(weights) if weights else None
         save(out, small, earlier.then(plan) if earlier else plan, example)
     _tell_pruned(net, small, example, error, out, as_json)
+    if macs is not None and not as_json:
+        _tell_steps(net, small, example, macs, round_to)
 
 
 def _tell_pruned(
@@ -123,3 +127,14 @@ def _tell_pruned(
         console.print("Its forward has sizes written into it, and was replaced by the exported graph.", highlight=False)
     if out is not None:
         console.print(f"the network: {out}", highlight=False, soft_wrap=True)
+
+
+def _tell_steps(net: nn.Module, small: nn.Module, example: tuple[Tensor, ...], asked: float, round_to: int) -> None:
+    """Say why much less is left than may be, where it is."""
+    small_macs, whole_macs = (macs(capture(m, example)) for m in (small, net))
+    if round_to > 1 and small_macs < COARSE * asked * whole_macs:
+        console.print(
+            f"{small_macs / whole_macs:.2f} of the multiply-accumulates are left where {asked:g} was asked: widths are "
+            f"multiples of {round_to}, and one more would have been too much; --round-to 1 comes nearer.",
+            highlight=False,
+        )

@@ -143,7 +143,8 @@ def _change(task: Task, before: Score, after: Score) -> str:
 
 def _tell(told: dict[str, Any], mix: Mix) -> None:
     """Print it for people."""
-    console.print(table_of("What was tried, on the search split", told["tried"]))
+    rows = [{k: "not timed: it scores too little" if v is None else v for k, v in row.items()} for row in told["tried"]]
+    console.print(table_of("What was tried, on the search split", rows))
     if told["in_float"]:
         console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", told["in_float"]))
     score = told["score"]

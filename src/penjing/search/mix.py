@@ -52,7 +52,7 @@ class Mix:
             integers everywhere were good enough.
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     chosen: Tried
     tried: tuple[Tried, ...]
     placement: str = "default"
