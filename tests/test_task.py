@@ -130,6 +130,15 @@ def test_a_loss_that_does_not_fit_is_named(loss: Callable[[Any, Any], Any]) -> N
         check_task(task(loss=loss), model())
 
 
+def test_a_loss_that_does_not_take_what_the_model_gives_is_told_what_that_is() -> None:
+    class Named(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"classes": x.flatten(1)}
+
+    with pytest.raises(DataError, match="the model gives a dict: give a loss that takes it"):
+        check_task(task(), Named())
+
+
 def test_the_first_batch_is_the_first() -> None:
     inputs, target = first_batch([BATCH, (torch.zeros(1), None)], "train")
     assert inputs is BATCH[0]

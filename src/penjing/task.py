@@ -213,7 +213,8 @@ def _check_loss(loss: Loss, output: Any, target: Any) -> None:
     try:
         value = loss(output, target)
     except Exception as e:
-        raise DataError(f"task.loss does not take the model's output and task.train's target: {first_line(e)}") from e
+        cure = "" if isinstance(output, Tensor) else f"; the model gives a {type(output).__name__}: give a loss that takes it"
+        raise DataError(f"task.loss does not take the model's output and task.train's target: {first_line(e)}{cure}") from e
     if not isinstance(value, Tensor) or value.ndim:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise DataError(f"task.loss gives {got}, not a scalar tensor; take the mean over the samples")
