@@ -21,16 +21,27 @@ LOOKS = 3  # candidates that are confirmed, at most: each further look needs a c
 
 
 def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate]) -> None:
-    """Confirm the candidates that hold, best first, until one does not fail; write the results."""
+    """Confirm the candidates that hold, best first, until one does not fail; write the results.
+
+    Where none holds, the whole network with those layers back in float whose integers lose too much is the last to try.
+    """
     before = job.task.metric(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
     shown = list(tried)
-    for looks, candidate in enumerate([c for c in tried if c.status == "holds"][:LOOKS], 1):
+    holding = [c for c in tried if c.status == "holds"][:LOOKS]
+    for looks, candidate in enumerate(holding or _whole(tried), 1):
         shipped = _shipped(job, maker, baseline, candidate, before, looks)
-        at = shown.index(candidate)
-        shown[at] = replace(candidate, status="chosen" if shipped.is_worth(baseline, maker.ceilings) else "does not hold")
-        if shown[at].status == "chosen":
+        if candidate.status != "holds" and (shipped.mix is None or shipped.is_original):
+            continue
+        worth = shipped.is_worth(baseline, maker.ceilings)
+        shown[shown.index(candidate)] = replace(shipped.candidate, status="chosen" if worth else "does not hold")
+        if worth:
             return tell(job, maker, baseline, shown, shipped)
     return tell(job, maker, baseline, shown, _original(job, maker, baseline, before))
+
+
+def _whole(tried: Sequence[Candidate]) -> list[Candidate]:
+    """The network that was not cut and loses too much in integers."""
+    return [c for c in tried if c.status == "too inaccurate" and not (c.widths or c.blocks or c.steps)][:1]
 
 
 def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, before: Score, looks: int) -> Shipped:
@@ -43,8 +54,10 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
                 told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
             except BudgetError:  # by chance its integers score a little more than its floats, and just enough
                 told["gave"] = "as it was scored"
-    if mix is not None and not over(maker.cost(net.module, mix.module, mix.chosen.artifact), maker.ceilings):
+    cost = maker.cost(net.module, mix.module, mix.chosen.artifact) if mix is not None else None
+    if mix is not None and cost is not None and not over(cost, maker.ceilings):
         module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
+        candidate = replace(candidate, cost=cost, score=mix.chosen.score, note=f"shipped as: {mix.chosen.name}")
     else:
         module, precision, mix = maker.module(candidate, net), None, None
         artifact = export(module, job.example, _final(job, candidate), target=job.profile.name)
@@ -61,7 +74,12 @@ def _mixed(job: Job, baseline: Baseline, net: nn.Module, candidate: Candidate) -
     """The fastest of the candidate's placements and precisions that scores enough on the search split."""
     allowed = job.budget.max_drop
     score = candidate.score if candidate.score is not None else baseline.score
-    least = score if allowed is None or job.budget.wants_accuracy else min(score, baseline.score - allowed)
+    if candidate.status != "holds" and allowed is not None:
+        least = baseline.score - allowed
+    elif allowed is None or job.budget.wants_accuracy:
+        least = score
+    else:
+        least = min(score, baseline.score - allowed)
     quantizer = Quantizer(net, job.example, job.calibration, target=job.profile)
     return fastest_mix(
         quantizer,
