@@ -12,7 +12,7 @@ def reduce_in_four_dims(proto: Any) -> None:
 
     OpenVINO (2026.4, CPU) gives wrong values for a mean, a sum or a maximum over the output of an int8 convolution of one
     dimension that has a scale of every channel fused into it, as from a batch norm behind an activation, as soon as the batch
-    is larger than 1. In four dims it does not, unless shapes are fixed when it loads the file: then it takes the dim away again.
+    is larger than 1. In four dims it does not, unless shapes are fixed when it loads the file.
     """
     from onnx import helper, numpy_helper
 
