@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from penjing.errors import RecipeError, first_line
 from penjing.progress import Advance
 from penjing.prune.store import load, plan_of
+from penjing.quant import TARGETS
 from penjing.recipe import load_model
 from penjing.result import is_share
 from penjing.task import Score, Task, as_tuple, check_task
 
 OF_ANOTHER_TYPE = re.compile(r"\b(long|int|integer|LongTensor|dtype|scalar type)\b", re.IGNORECASE)  # in torch's complaints
+BITS = 8  # of a weight in int8
 SAMPLES = 512  # of the training data, for criteria and refits that look at data
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -134,6 +136,13 @@ def images_of(task: Task | None) -> list[Any] | None:
         if samples >= SAMPLES:
             break
     return found
+
+
+def say_weights(profile: str) -> None:
+    """Say so where a profile's weights have fewer bits than anywhere else."""
+    if (bits := TARGETS[profile].weight_bits) < BITS:
+        said = f"weights have {bits} bits: the processor has no VNNI, and pairs of products of {BITS} bits would overflow"
+        console.print(said, style="dim", highlight=False)
 
 
 def print_json(value: Any) -> None:

@@ -5,12 +5,26 @@ from typing import Annotated
 
 import typer
 
-from penjing.cli.app import Data, Json, Model, Target, Threads, Weights, app, bars, console, network, print_json, table_of
+from penjing.cli.app import (
+    Data,
+    Json,
+    Model,
+    Target,
+    Threads,
+    Weights,
+    app,
+    bars,
+    console,
+    network,
+    print_json,
+    say_weights,
+    table_of,
+)
 from penjing.errors import DataError, RecipeError
 from penjing.export import RUNTIMES, Artifact, Runner, export, left_in_float
 from penjing.files import digest
 from penjing.measure import compare, cores
-from penjing.quant import quantize
+from penjing.quant import quantize, target_named
 from penjing.recipe import load_task
 from penjing.task import Task, as_tuple, check_metric, check_task, first_batch
 
@@ -79,3 +93,5 @@ def export_command(
         net = quantize(net, example, batches, target=target)
     artifact = export(net, example, out, target=target)
     console.print(f"{artifact.path}: {artifact.path.stat().st_size:,} bytes, for {target}")
+    if int8:
+        say_weights(target_named(target).name)

@@ -22,6 +22,7 @@ from penjing.cli.app import (
     in_points,
     network,
     print_json,
+    say_weights,
     table_of,
 )
 from penjing.distill.logits import is_classes
@@ -84,7 +85,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
         quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
         least=-math.inf if drop is None else before - drop, settings=settings, progress=bars,
     )  # fmt: skip
-    told = _told(net, mix, task, threads)
+    told = _told(net, mix, task, threads) | {"profile": quantizer.target.name}
     print_json(told) if as_json else _tell(told, mix)
 
 
@@ -153,4 +154,5 @@ def _tell(told: dict[str, Any], mix: Mix) -> None:
         f"on {score['samples']} confirm samples; load it with precision: {told['precision']}",
         highlight=False,
     )
+    say_weights(told["profile"])
     console.print(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from penjing.errors import RecipeError, entry
+from penjing.processor import overflows
 
 aten = torch.ops.aten
 
@@ -158,9 +159,12 @@ def joined(target: Target, others: Sequence[Target]) -> Target:
 
 
 def target_named(name: str) -> Target:
-    """The profile of a runtime.
+    """The profile of a runtime: where the processor here has no VNNI, the flavor with weights of 7 bits.
+
+    A file is judged where it is made, so it must be right there; weights of 7 bits are right everywhere.
 
     Raises:
         RecipeError: There is none of that name.
     """
-    return entry(TARGETS, name, "target")
+    found = entry(TARGETS, name, "target")
+    return TARGETS.get(f"{name}-avx2", found) if overflows() else found

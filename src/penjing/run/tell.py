@@ -82,9 +82,10 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "penjing": told.package_version(),
         "created": told.now(),
         "name": type(job.model).__name__,
-        "target": job.profile.name,
+        "target": job.profile.runtime,
+        "profile": job.profile.name,
         "budget": told.budget_entry(job.budget),
-        "machine": machine() | {"threads": job.threads},
+        "machine": machine() | {"threads": job.threads, "profile": job.profile.name},
         "settings": asdict(job.settings),
     }
     data["verdict"] = told.verdict(data, shipped.judgement)
