@@ -22,24 +22,31 @@ ENDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Ended(nn.Module):
-    """A convolution, an activation, a norm behind it, and something that takes three dims."""
+    """A convolution, an activation, something behind it for each channel, and something that takes three dims."""
 
-    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, between: str, end: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv, self.norm, self.end = nn.Conv1d(8, 48, 3, padding=1), nn.BatchNorm1d(48), end
-        for p in (self.norm.running_mean, self.norm.running_var, self.norm.weight):
-            assert p is not None
-            nn.init.uniform_(p, 0.5, 2)
+        self.conv, self.end = nn.Conv1d(8, 48, 3, padding=1, bias=between != "no bias"), end
+        self.activation = nn.Identity() if between == "no bias" else nn.ReLU()
+        self.norm = nn.BatchNorm1d(48) if between == "norm" else nn.Identity()
+        self.scale = nn.Parameter(torch.rand(48, 1) + 0.5) if "scale" in between else 1.0
+        self.shift = nn.Parameter(torch.rand(48, 1)) if "shift" in between else 0.0
+        for name in ("running_mean", "running_var", "weight"):
+            if between == "norm":
+                nn.init.uniform_(getattr(self.norm, name), 0.5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.end(self.norm(self.conv(x).relu()))
+        return self.end(self.norm(self.activation(self.conv(x))) * self.scale + self.shift)
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("end", ENDS)
-def test_a_batch_gives_what_its_samples_give(end: str, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("between", "end"),
+    [*((b, "mean") for b in ("", "norm", "shift", "scale and shift", "no bias")), *(("scale", end) for end in ENDS)],
+)
+def test_a_batch_gives_what_its_samples_give(between: str, end: str, target: str, tmp_path: Path) -> None:
     x = torch.randn(8, 8, 32)
-    int8 = pj.quantize(Ended(ENDS[end]).eval(), x[:1], [x], target=target)
+    int8 = pj.quantize(Ended(between, ENDS[end]).eval(), x[:1], [x], target=target)
     file = pj.export(int8, x[:1], tmp_path / "net.onnx", target=target)
     with torch.no_grad():
         expected = int8(x)

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from penjing.graph import capture
-from penjing.quant.fold import NORM, fold, norms_to_convolutions
+from penjing.quant.fold import NORM, fold, scalings_to_convolutions
 from penjing.zoo import DenseNet
 from tests.nets import net
 
@@ -265,7 +265,7 @@ def test_norms_that_are_left_become_depthwise_convolutions() -> None:
     model, x = stirred(DenseNet()), torch.randn(2, 1, 28, 28, dtype=torch.float64)
     module = folded(model, x)
     assert left(module) == 3
-    norms_to_convolutions(module)
+    scalings_to_convolutions(module)
     assert left(module) == 0
     pointwise = [n for n in module.graph.nodes if n.target is aten.conv2d.default and n.args[6:] not in ((), (1,))]
     shapes = [tuple(module.get_parameter(n.args[1].target).shape) for n in pointwise]
@@ -282,6 +282,6 @@ def test_norms_of_other_ranks(norm: type[nn.Module], shape: tuple[int, ...], sta
     model = stirred(nn.Sequential(nn.ReLU(), norm(4)))
     x = torch.randn(2, *shape, dtype=torch.float64)
     module = capture(model, x).module
-    norms_to_convolutions(module)
+    scalings_to_convolutions(module)
     assert left(module) == stays
     torch.testing.assert_close(module(x), model(x))

@@ -20,7 +20,7 @@ from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
-from penjing.export.reductions import reduce_in_four_dims
+from penjing.export.reductions import biases_in_one_dimension
 from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
@@ -59,8 +59,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
         proto = _converted(copied, inputs, dims)
         if runtime == "onnxruntime":
             means_to_pools(proto)
-        reduce_in_four_dims(proto)
         _store_integers(proto)
+        biases_in_one_dimension(proto)
         _integer_biases(proto)
         pads_into_convolutions(proto)
         reasons = name_layers(proto, module)

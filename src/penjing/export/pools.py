@@ -18,7 +18,7 @@ def means_to_pools(proto: Any) -> None:
             or sorted(held.get(node.input[1], [])) not in ([2, 3], [-2, -1])
         ):
             continue
-        if rank(proto, node.input[0]) != 4:
+        if len(sizes(proto, node.input[0])) != 4:
             continue
         keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
         if keep:
@@ -34,9 +34,9 @@ def means_to_pools(proto: Any) -> None:
             proto.graph.node.insert(at + offset, new)
 
 
-def rank(proto: Any, name: str) -> int:
-    """Dims of a value; 0 where the file does not say."""
+def sizes(proto: Any, name: str) -> tuple[int, ...]:
+    """Of a value, 0 where one is free; none where the file does not say."""
     for value in (*proto.graph.value_info, *proto.graph.input):
         if value.name == name:
-            return len(value.type.tensor_type.shape.dim)
-    return 0
+            return tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    return ()

@@ -73,20 +73,23 @@ def fold(module: fx.GraphModule) -> None:
     tidy(module)
 
 
-def norms_to_convolutions(module: fx.GraphModule) -> None:
+def scalings_to_convolutions(module: fx.GraphModule) -> None:
     """Put a depthwise convolution of one tap in the place of every batch norm of 3-D and 4-D values that is left, in place.
 
     A norm behind a concatenation and before a ReLU (arXiv:1608.06993) folds into nothing, and runtimes run it in float;
-    a convolution has an int8 kernel, and the ReLU behind it can run inside that. (Behind an int8 convolution of one dimension
-    OpenVINO computes a norm wrongly: see ``export.reductions``.)
+    a convolution has an int8 kernel, and the ReLU behind it can run inside that. Of 3-D values, whatever else scales or shifts
+    channels is replaced too: behind an int8 convolution of one dimension OpenVINO computes it wrongly (``export.reductions``).
     """
     for node in list(module.graph.nodes):
-        scaling = read_scaling(module, node) if node.target is NORM else None
-        if scaling is None or node.meta["val"].ndim not in CONVOLUTIONS:
+        scaling = read_scaling(module, node)
+        if scaling is None or not (node.target is NORM or _is_of_channels_in_3d(node, scaling)):
+            continue
+        if node.meta["val"].ndim not in CONVOLUTIONS:
             continue
         ones = [1] * (node.meta["val"].ndim - 2)
         channels, dtype = node.meta["val"].shape[1], node.meta["val"].dtype
-        owner = str(node.args[3].target).rpartition(".")[0] or node.name
+        owner = str(node.args[3].target).rpartition(".")[0] if node.target is NORM else ""
+        owner = owner or node.name
         with module.graph.inserting_before(node):
             conv = module.graph.call_function(CONVOLUTIONS[node.meta["val"].ndim], (scaling.source,))
         conv.meta = dict(node.meta)
@@ -97,6 +100,10 @@ def norms_to_convolutions(module: fx.GraphModule) -> None:
             held.append(new_parameter(module, conv, name, value.expand(channels).reshape(shape).to(dtype)))
         conv.args = (scaling.source, *held, ones, [0] * len(ones), ones, channels)
     tidy(module)
+
+
+def _is_of_channels_in_3d(node: fx.Node, scaling: Scaling) -> bool:
+    return node.meta["val"].ndim == 3 and node.meta["val"].shape == scaling.source.meta["val"].shape and scaling.dim == 1
 
 
 def read_scaling(module: fx.GraphModule, node: fx.Node) -> Scaling | None:

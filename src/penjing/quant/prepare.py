@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from penjing.quant.fold import fold, norms_to_convolutions
+from penjing.quant.fold import fold, scalings_to_convolutions
 from penjing.quant.merge import merge
 from penjing.quant.norms import norms_over_channels
 from penjing.quant.targets import Target
@@ -16,7 +16,7 @@ def prepare(module: fx.GraphModule, target: Target) -> None:
     fold(module)
     merge(module)
     fold(module)  # what stood behind a sum
-    norms_to_convolutions(module)
+    scalings_to_convolutions(module)
     _keep_dims(module)
     if target.channels_first:
         norms_over_channels(module)
