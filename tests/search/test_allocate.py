@@ -99,6 +99,28 @@ def test_a_layer_whose_integers_cost_most_is_left_in_float_where_time_allows() -
     assert tight.precisions["conv2d"] == "int8"
 
 
+def test_layers_that_integers_slow_down_are_left_in_float() -> None:
+    found = tables()
+    slow = replace(TIME["int8"], base=0.5, product=0.001)
+    integers = {w: slow if w.startswith("inner") else c for w, c in found.prices.coefficients["int8"].items()}
+    quicker = replace(found, prices=replace(found.prices, coefficients={**found.prices.coefficients, "int8": integers}))
+    whole, _ = extremes(quicker)
+    assert {name for name, p in whole.precisions.items() if p == "float"} == {"conv2d_1"}
+    tight = allocate(quicker, {"latency": 0.9 * whole.costs["latency"]})
+    assert tight.precisions == whole.precisions
+    assert {p for a in extremes(found) for p in a.precisions.values()} == {"int8"}
+
+
+def test_a_few_hundredths_are_not_worth_an_island_of_floats() -> None:
+    found = tables()
+    held = {p: dict(row) for p, row in found.prices.coefficients.items()}
+    held["int8"]["outer.weight"], held["float"]["outer.weight"] = Coefficients(0.01), Coefficients(0.001)
+    few = replace(found, prices=replace(found.prices, coefficients=held))
+    assert set(extremes(few)[0].precisions.values()) == {"int8"}
+    held["int8"]["outer.weight"] = Coefficients(1.0)
+    assert extremes(few)[0].precisions["conv2d_3"] == "float"
+
+
 def test_memory_limits_what_any_layer_reads_and_writes() -> None:
     found = tables()
     chosen = allocate(found, {"memory": 64 * 40})  # positions times channels read and written, a byte each

@@ -58,6 +58,17 @@ def test_few_layers_go_back_to_float_where_integers_lose_too_much(tmp_path: Path
     assert mix.chosen.score >= 20
 
 
+def test_what_others_chose_to_leave_in_float_is_tried_too(tmp_path: Path) -> None:
+    model, x = network()
+    few = quantizer(model, x, weight_bits=2)
+    mix = fastest_mix(
+        few, model, x[:1], tmp_path / "n.onnx", evaluate=nearness(model, x), least=20.0, floats=["conv2d_1"], settings=SETTINGS
+    )
+    assert [t.floats for t in mix.tried if t.floats] == [("conv2d_1",)]
+    assert mix.sensitivity == {}  # it holds: no need to look further
+    assert next(t for t in mix.tried if t.floats).latency is not None
+
+
 def test_what_cannot_be_reached_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     model, x = network()
     with pytest.raises(BudgetError, match="fp32"):

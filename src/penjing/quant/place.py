@@ -88,7 +88,7 @@ class _Places:
         if any(fnmatch(str(weight.target), pattern) for pattern in exclude):
             return "it was excluded"
         if layer.name in floats:
-            return "integers cost too much accuracy there"
+            return "integers cost too much there, in accuracy or in time"
         if layer.target not in self.target.weighted:
             return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
         if not self.target.depthwise and _is_depthwise(layer):

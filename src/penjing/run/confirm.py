@@ -88,6 +88,7 @@ def _mixed(job: Job, baseline: Baseline, net: nn.Module, candidate: Candidate) -
         _final(job, candidate),
         evaluate=lambda run: job.task.metric(run, job.task.search).value,
         least=least,
+        floats=candidate.floats,
         settings=MixSettings(threads=job.threads, batch=job.settings.batch, seconds=job.settings.seconds),
         timer=job.timer,
         progress=job.progress,

@@ -18,6 +18,8 @@ BYTES = {"int8": 1, "float": 4}  # of a weight, and of a value between layers
 BESIDE = {"int8": 9, "float": 4}  # bytes of an output channel beside its weights: bias, scale and zero point
 FLOATS = 12  # layers that may be returned to float, at most: those whose integers cost most
 NOISY = 1e-3  # and more than this share of the output's power; less is nothing beside what cutting costs
+QUICKER = 0.8  # share of its time in integers that a layer must take in float to be offered it for speed
+SAVED = 0.05  # and share of the whole network's time that such layers must save together: prices are no nearer to the truth
 MEMORY = "memory at "  # what a layer reads and writes while it runs: a resource for each layer
 
 
@@ -89,15 +91,30 @@ def _droppable(tables: Tables) -> dict[str, Droppable]:
 def _sites(tables: Tables, widths: Mapping[str, Mapping[int, float]], *, with_memory: bool) -> list[Site]:
     work = {layer.weight: layer.macs for layer in layers(tables.graph)}
     sensitive = sorted(tables.noise, key=lambda w: -tables.noise[w])[:FLOATS]
+    quicker = _quicker_in_float(tables)
     found = []
     for layer in weighted(tables.graph):
         at = {dim: _side(tables.channels, layer, dim, widths) for dim in (layer.reads, layer.writes)}
         name = layer.node.name
         loss = tables.noise.get(name, 0.0)
-        errors = {"int8": loss} | ({"float": 0.0} if name in sensitive and loss > NOISY else {})
+        in_float = name in quicker or (name in sensitive and loss > NOISY)
+        errors = {"int8": loss} | ({"float": 0.0} if in_float else {})
         costs = {p: _costs(tables, layer, p, work[layer.weight], with_memory=with_memory) for p in errors}
         found.append(Site(name, at[layer.reads], at[layer.writes], errors, costs))
     return found
+
+
+def _quicker_in_float(tables: Tables) -> frozenset[str]:
+    """The nodes of layers that integers slow down, where leaving all of them in float makes a difference to the whole."""
+    prices, gains = tables.prices, {}
+    for layer in layers(tables.graph):
+        widths = [prices.padded(n) for n in layer.widths]
+        held = [prices.coefficients[p].get(layer.weight, Coefficients()).at(*widths) for p in ("int8", "float")]
+        if held[1] < QUICKER * held[0]:
+            gains[layer.weight] = held[0] - held[1]
+    if sum(gains.values()) < SAVED * prices.predict(layers(tables.graph)):
+        return frozenset()
+    return frozenset(layer.node.name for layer in weighted(tables.graph) if layer.weight in gains)
 
 
 def _side(channels: Channels, layer: Weighted, dim: int, widths: Mapping[str, Mapping[int, float]]) -> Side:
@@ -175,9 +192,10 @@ def regrouped(
 
 
 def extremes(tables: Tables) -> tuple[Allocation, Allocation]:
-    """The whole network, and the narrowest without all blocks that may go, both in integers."""
+    """The whole network, and the narrowest without all blocks that may go, in integers where these are faster."""
     whole = problem(tables, {}, most={})
-    integers = {s.name: "int8" for s in whole.sites}
+    quicker = _quicker_in_float(tables)
+    integers = {s.name: "float" if s.name in quicker else "int8" for s in whole.sites}
     widths = [{name: pick(row) for name, row in whole.widths.items()} for pick in (max, min)]
     wide, narrow = (priced(whole, w, integers, gone) for w, gone in zip(widths, ([], list(whole.blocks)), strict=True))
     return wide, narrow

@@ -81,6 +81,7 @@ def fastest_mix(
     *,
     evaluate: Evaluate,
     least: float,
+    floats: Sequence[str] = (),
     settings: MixSettings | None = None,
     timer: Timer | None = None,
     progress: Progress = silent,
@@ -93,6 +94,7 @@ def fastest_mix(
     Args:
         quantizer: Made from ``model``.
         path: The ONNX file to write.
+        floats: Layers that somebody else would leave in float; that is tried beside integers everywhere.
         timer: What times the files; by default one that remembers nothing.
 
     Raises:
@@ -103,7 +105,7 @@ def fastest_mix(
     if timer is None:
         timed = tuple(x[:1].repeat(settings.batch, *[1] * (x.ndim - 1)) for x in inputs)
         timer = Timer(timed, threads=settings.threads, seconds=settings.seconds, progress=progress)
-    return _Search(quantizer, model, inputs, path, evaluate, least, settings, timer, progress).mix()
+    return _Search(quantizer, model, inputs, path, evaluate, least, tuple(floats), settings, timer, progress).mix()
 
 
 class _Search:
@@ -115,12 +117,14 @@ class _Search:
         path: str | Path,
         evaluate: Evaluate,
         least: float,
+        floats: tuple[str, ...],
         settings: MixSettings,
         timer: Timer,
         progress: Progress,
     ) -> None:
         self.quantizer, self.model, self.example, self.path = quantizer, model, example, Path(path)
         self.evaluate, self.least, self.settings, self.progress = evaluate, least, settings, progress
+        self.floats = floats
         self.target, self.timer = quantizer.target, timer
         self.parts: list[Path] = []
         self.noise: dict[str, float] = {}
@@ -213,7 +217,9 @@ class _Search:
         if tried[0].score < self.least and self.target is not self.quantizer.target:  # another placement, other rounding
             self.target, self.placement = self.quantizer.target, "default"
             tried = [self._mixed(())]
-        if tried[0].score >= self.least:
+        if self.floats:
+            tried.append(self._mixed(self.floats, f"the {len(self.floats)} chosen layers in float"))
+        if any(t.score >= self.least for t in tried):
             return tried
         module = self.modules[tried[0].name]
         assert isinstance(module, fx.GraphModule)
@@ -226,8 +232,8 @@ class _Search:
             low, high = (low, middle) if tried[-1].score >= self.least else (middle, high)
         return tried
 
-    def _mixed(self, floats: Sequence[str]) -> Tried:
-        name = f"{len(floats)} layers back in float" if floats else "integers"
+    def _mixed(self, floats: Sequence[str], name: str = "") -> Tried:
+        name = name or (f"{len(floats)} layers back in float" if floats else "integers")
         module = self.quantizer.module(floats, target=self.target)
         self.modules[name] = module
         artifact = export(module, self.example, self._part("mix"), target=self.target.name)
