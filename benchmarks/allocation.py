@@ -1,15 +1,17 @@
 """Does choosing widths and blocks together beat one share for all: python benchmarks/allocation.py [--steps N]   (10 minutes)
 
 The demo's teacher, OpenVINO, batch 32. Every group is narrowed to the same share of its channels; then the knapsack is asked
-for a network of the latency that this file has, measured. While its own file takes another time, it is asked for less or more,
-and the slowest counts that is no slower. Both are cut by the same scores, repaired with the same 512 images, quantized and
-judged on the 10,000 test images, without any training; and, with ``--steps``, after as many steps of distillation. It writes
+for a network of the latency that this file has, measured. Of the ways to add up errors that one counts which ``compress`` would
+take, whose whole network is nearest to the original. While its own file takes another time, it is asked for less or more, and
+the slowest counts that is no slower. Both are cut by the same scores, repaired with the same 512 images, quantized and judged on
+the 10,000 test images, without any training; and, with ``--steps``, after as many steps of distillation. It writes
 allocation.json and allocation.md.
 """
 
 import argparse
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,17 @@ from penjing.cli.compress import demo_settings
 from penjing.data import fashion_batches, fashion_mnist
 from penjing.export import Artifact
 from penjing.files import whole_file, write_json
-from penjing.graph import capture
 from penjing.measure import compare, machine, top1
+from penjing.plan import ChannelPlan
 from penjing.progress import silent
-from penjing.prune import drop_blocks, plan_widths, prune_channels, repair
+from penjing.prune import prune_channels, repair
+from penjing.quant.apart import divergence
+from penjing.run.choose import Net, Raw
+from penjing.run.contest import contest
 from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.run.tables import look
-from penjing.score import Evidence
-from penjing.search import Allocation, Budget, Tables, allocate, uniform
+from penjing.search import Allocation, Budget, Tables, allocate, rivals, uniform
 from penjing.search.allocate import problem
 from penjing.search.knapsack import priced
 from penjing.task import Task
@@ -44,23 +48,29 @@ TRIES = 4  # to come to the latency of the uniform network
 SAME = 1.02  # times its latency that counts as equal
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     job: Job
     tables: Tables
     test: Any
     steps: int
 
+    @cached_property
+    def raw(self) -> Raw:
+        return Raw(Net(self.job.model, ChannelPlan({}), {}), self.job, self.tables)
+
     def made(self, a: Allocation) -> nn.Module:
         """Cut and repaired."""
-        job, model = self.job, self.job.model
-        without = drop_blocks(model, a.blocks, job.example) if a.blocks else model
-        channels = Evidence.of(capture(without, job.example)).channels
-        rows = self.tables.damage
-        scores = {g.name: torch.tensor(rows[g.name].scores, dtype=torch.float64) for g in channels.groups}
-        plan = replace(plan_widths(channels, scores, {g.name: a.widths[g.name] for g in channels.groups}), blocks=a.blocks)
-        small = prune_channels(model, plan, job.example)
-        return repair(small, model, plan, job.example, job.calibration).eval()
+        job, plan = self.job, self.raw.plan(a)
+        small = prune_channels(job.model, plan, job.example)
+        return repair(small, job.model, plan, job.example, job.calibration).eval()
+
+    def way(self, latency: float) -> tuple[str, dict[str, float]]:
+        """As ``compress`` chooses between ways to add up errors, and how far from the original each leaves the network."""
+        choices = rivals(self.tables, {"latency": latency})
+        plans = {name: self.raw.plan(a) for name, a in choices.items()}
+        errors = contest(self.job, divergence, self.job.model, plans)
+        return min(errors, key=lambda name: errors[name]), errors
 
     def trained(self, net: nn.Module) -> nn.Module:
         s = self.job.settings
@@ -86,9 +96,10 @@ def pair(bench: Bench, share: float) -> dict[str, Any]:
     nets = {"uniform": bench.made(alike)}
     files = {"uniform": bench.file(nets["uniform"], f"{share} uniform")}
     aim = alike.costs["latency"]
+    way, errors = bench.way(aim)
     held: dict[float, tuple[Allocation, nn.Module, Artifact]] = {}
     for _ in range(TRIES):
-        chosen = allocate(bench.tables, {"latency": aim})
+        chosen = allocate(bench.tables, {"latency": aim}, way=way)
         net = bench.made(chosen)
         file = bench.file(net, f"{share} chosen {len(held)}")
         times = bench.times(files | {"chosen": file})
@@ -100,7 +111,14 @@ def pair(bench: Bench, share: float) -> dict[str, Any]:
     least = min(held)  # where all are slower, the nearest counts against us
     chosen, nets["chosen"], files["chosen"] = held[max((r for r in held if r <= SAME), default=least)]
     times = bench.times(files)
-    row = {"share": share, "ms": times, "blocks": chosen.blocks, "widths": [alike.widths, chosen.widths]}
+    row = {
+        "share": share,
+        "ms": times,
+        "way": way,
+        "errors": errors,
+        "blocks": chosen.blocks,
+        "widths": [alike.widths, chosen.widths],
+    }
     row |= _compared(bench, files, "untrained")
     if bench.steps:
         trained = {name: bench.file(bench.trained(net), f"{share} {name} trained") for name, net in nets.items()}
@@ -123,12 +141,12 @@ def told(kept: dict[str, Any]) -> str:
         f"int8 on 10,000 images, {kept['original']:.2f} % before; gains with a 95 % interval, paired. Trained: {kept['steps']} "
         "steps.",
         "",
-        "| share of all widths | ms, uniform | ms, chosen | blocks left out | uniform, % | chosen, % | gain, points | "
+        "| share of all widths | ms, uniform | ms, chosen | way | blocks left out | uniform, % | chosen, % | gain, points | "
         "trained: uniform, % | chosen, % | gain, points |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in kept["rows"]:
-        cells = [f"{r['share']:g}", *(f"{r['ms'][n]:.3f}" for n in ("uniform", "chosen")), str(len(r["blocks"]))]
+        cells = [f"{r['share']:g}", *(f"{r['ms'][n]:.3f}" for n in ("uniform", "chosen")), r["way"], str(len(r["blocks"]))]
         for when in ("untrained", "trained"):
             d = r.get(when)
             gain = f"{d['more'][0]:+.2f} ± {d['more'][1]:.2f}" if d else ""

@@ -52,6 +52,10 @@ def tables(noise: dict[str, float] | None = None) -> Tables:
     return Tables(graph, channels, damage, noise or {}, Prices(coefficients, {"int8": 0.5, "float": 0.5}, 4, 1, 0.0), 1000.0)
 
 
+def with_block(error: float) -> Tables:
+    return replace(tables(), blocks={"inner.weight": error})
+
+
 def test_costs_are_those_of_the_network_cut_for_real() -> None:
     found = tables()
     for share in (0.75, 0.5, 0.3):
@@ -138,7 +142,7 @@ def test_ceilings_follow_what_was_measured() -> None:
 
 
 def test_a_block_goes_with_its_layers() -> None:
-    found = replace(tables(), blocks={"inner.weight": 0.2})
+    found = with_block(0.2)
     assert problem(found, {}, most={}).blocks["inner.weight"].sites == ("conv2d_1", "conv2d_2", "conv2d_3")
     whole, narrowest = extremes(found)
     assert (whole.blocks, narrowest.blocks) == ((), ("inner.weight",))

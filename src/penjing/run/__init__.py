@@ -17,6 +17,7 @@ from penjing.recipe import Recipe
 from penjing.result import RESULT, Result, budget_entry, load_result
 from penjing.run.baseline import Baseline, measure_baseline
 from penjing.run.candidates import Maker
+from penjing.run.choose import Chooser
 from penjing.run.confirm import confirm
 from penjing.run.crew import Crew
 from penjing.run.job import Job
@@ -74,7 +75,8 @@ def _stages(crew: Crew) -> None:
     except PenjingError:  # nobody is to delete a folder before trying again
         job.release()
         raise
-    maker = Maker(job, look(crew), baseline, Trainer(crew))
+    chooser = Chooser(crew, look(crew), baseline)
+    maker = Maker(job, chooser, baseline, Trainer(crew))
     tried = _search(job, maker, baseline)
     confirm(job, maker, baseline, tried)
 
@@ -93,16 +95,16 @@ def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:
             nonlocal trials
             made = maker.make(share, source(), trained=trained, trials=trials)
             trials = max(1, trials - 1)
-            tried.append(marked(made, baseline.score, maker.ceilings, job.budget))
+            tried.append(marked(made, baseline.score, maker.chooser.ceilings, job.budget))
             return tried[-1].status == "holds"
 
         return run
 
-    widest, narrowest = maker.bounds()
+    widest, narrowest = maker.chooser.bounds()
     untrained = attempt(lambda: None, trained=False)
     first = untrained(widest)
     for _ in range(TIGHTER):
-        closer = _closer(tried[-1], widest, maker.ceilings)
+        closer = _closer(tried[-1], widest, maker.chooser.ceilings)
         if not narrowest <= closer < widest:
             break
         widest = closer

@@ -32,7 +32,7 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
         shipped = _shipped(job, maker, baseline, candidate, before, looks)
         if candidate.status != "holds" and (shipped.mix is None or shipped.is_original):
             continue
-        worth = shipped.is_worth(baseline, maker.ceilings)
+        worth = shipped.is_worth(baseline, maker.chooser.ceilings)
         shown[shown.index(candidate)] = replace(shipped.candidate, status="chosen" if worth else "does not hold")
         if worth:
             return tell(job, maker, baseline, shown, shipped)
@@ -54,8 +54,8 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
                 told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
             except BudgetError:  # by chance its integers score a little more than its floats, and just enough
                 told["gave"] = "as it was scored"
-    cost = maker.cost(net.module, mix.module, mix.chosen.artifact) if mix is not None else None
-    if mix is not None and cost is not None and not over(cost, maker.ceilings):
+    cost = maker.chooser.cost(net.module, mix.module, mix.chosen.artifact) if mix is not None else None
+    if mix is not None and cost is not None and not over(cost, maker.chooser.ceilings):
         module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
         candidate = replace(candidate, cost=cost, score=mix.chosen.score, note=f"shipped as: {mix.chosen.name}")
     else:

@@ -15,7 +15,8 @@ from penjing.measure import Judgement, Paired, compare, generalization, layers, 
 from penjing.prune.store import save
 from penjing.report import write_report
 from penjing.run.baseline import Baseline
-from penjing.run.candidates import Maker, Net
+from penjing.run.candidates import Maker
+from penjing.run.choose import Net
 from penjing.run.job import Job, repeated
 from penjing.run.pictures import forgotten
 from penjing.search import Candidate, Mix, over

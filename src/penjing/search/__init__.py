@@ -1,7 +1,6 @@
 """Search: a budget in, the fastest network within it out."""
 
 from penjing.search.allocate import Tables as Tables
-from penjing.search.allocate import allocate as allocate
 from penjing.search.allocate import extremes as extremes
 from penjing.search.allocate import regrouped as regrouped
 from penjing.search.allocate import scaled as scaled
@@ -12,6 +11,7 @@ from penjing.search.damage import Damage as Damage
 from penjing.search.damage import in_power as in_power
 from penjing.search.damage import narrowing as narrowing
 from penjing.search.drops import dropping as dropping
+from penjing.search.drops import outputs as outputs
 from penjing.search.gallop import gallop as gallop
 from penjing.search.knapsack import Allocation as Allocation
 from penjing.search.ladder import Candidate as Candidate
@@ -28,4 +28,6 @@ from penjing.search.mix import fastest_mix as fastest_mix
 from penjing.search.prices import Prices as Prices
 from penjing.search.prices import PriceSettings as PriceSettings
 from penjing.search.prices import measure_prices as measure_prices
+from penjing.search.rivals import allocate as allocate
+from penjing.search.rivals import rivals as rivals
 from penjing.search.timer import Timer as Timer

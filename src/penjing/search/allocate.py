@@ -10,7 +10,7 @@ from penjing.measure import layers
 from penjing.plan import ChannelPlan
 from penjing.prune import find_blocks
 from penjing.search.damage import Damage
-from penjing.search.knapsack import Allocation, Droppable, Problem, Side, Site, priced, solve
+from penjing.search.knapsack import Allocation, Droppable, Problem, Side, Site, priced
 from penjing.search.price_fit import Coefficients
 from penjing.search.prices import Prices
 
@@ -44,24 +44,8 @@ class Tables:
     blocks: Mapping[str, float] = field(default_factory=dict)
 
 
-def allocate(
-    tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int] | None = None, gone: Sequence[str] = ()
-) -> Allocation:
-    """The widths, precisions and blocks that lose least within the ceilings.
-
-    Args:
-        ceilings: Of ``latency`` (ms), ``bytes``, ``macs`` and ``memory`` (bytes of activations); what is not named is free.
-        most: The widths that groups have now, where the network was cut before.
-        gone: Blocks that were left out before; they are not told again.
-
-    Raises:
-        BudgetError: See ``solve``.
-    """
-    return solve(problem(tables, ceilings, most=most or {}, gone=gone))
-
-
 def problem(tables: Tables, ceilings: Mapping[str, float], *, most: Mapping[str, int], gone: Sequence[str] = ()) -> Problem:
-    """The knapsack."""
+    """The knapsack; what it is asked is told at ``rivals.allocate``."""
     widths = {
         name: {w: e for w, e in row.errors.items() if w <= most.get(name, w)} or {most[name]: 0.0}
         for name, row in tables.damage.items()

@@ -95,7 +95,7 @@ class _Judge:
     ) -> None:
         self.model, self.example, self.judged = model, example, judged
         self.apart, self.known, self.told = apart, known, told
-        self.exact = _outputs(model, example, judged)
+        self.exact = outputs(model, example, judged)
 
     def errors(
         self, sets: Sequence[tuple[str, ...]], fitted: Sequence[Batch], advance: Callable[[str], None]
@@ -107,7 +107,7 @@ class _Judge:
             if key not in self.known:
                 small = drop_blocks(self.model, names, self.example)
                 small = refit(small, self.model, ChannelPlan({}, names), self.example, fitted)
-                self._learn(key, self.apart(self.exact, _outputs(small, self.example, self.judged)))
+                self._learn(key, self.apart(self.exact, outputs(small, self.example, self.judged)))
             mine[key] = self.known[key]
             advance(" ".join(names))
         for share in ranks.gathered(mine):
@@ -143,7 +143,8 @@ def _can_go(model: nn.Module, example: Batch, block: Block) -> bool:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, example: Batch, batches: Sequence[Batch]) -> list[list[torch.Tensor]]:
+def outputs(model: nn.Module, example: Batch, batches: Sequence[Batch]) -> list[list[torch.Tensor]]:
+    """All floating-point tensors that a network gives, batch by batch."""
     module = capture(model, example).module  # in eval mode, whatever the model is in
     found = [tree_leaves(module(*b)) for b in batches]
     return [[y for y in leaves if isinstance(y, torch.Tensor) and y.is_floating_point()] for leaves in found]
