@@ -3,8 +3,8 @@
 The demo's teacher, OpenVINO, batch 32. Every group is narrowed to the same share of its channels; then the knapsack is asked
 for a network of the latency that this file has, measured. Of the ways to add up errors that one counts which ``compress`` would
 take, whose whole network is nearest to the original. While its own file takes another time, it is asked for less or more, and
-the slowest counts that is no slower. Both are cut by the same scores, repaired with the same 512 images, quantized and judged on
-the 10,000 test images, without any training; and, with ``--steps``, after as many steps of distillation. It writes
+the slowest counts that is no slower. Both are cut by the same scores, repaired with the same 512 images, quantized and judged
+on the 10,000 test images, without any training; and, with ``--steps``, after as many steps of distillation. It writes
 allocation.json and allocation.md.
 """
 
