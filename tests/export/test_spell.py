@@ -22,6 +22,9 @@ CASES = {
     "pool 2d": (nn.AdaptiveAvgPool2d(1), (2, 3, 8, 6)),
     "pool 3d": (nn.AdaptiveAvgPool3d(1), (2, 3, 4, 6, 2)),
     "pool of several": (nn.AdaptiveAvgPool2d((2, 1)), (2, 3, 8, 6)),
+    "pool of several, 1d": (nn.AdaptiveAvgPool1d(4), (2, 3, 8)),
+    "pool of several, 3d": (nn.AdaptiveAvgPool3d((2, 3, 1)), (2, 3, 4, 6, 2)),
+    "pool of uneven windows": (nn.AdaptiveAvgPool2d((3, 2)), (2, 3, 8, 6)),
 }
 
 
@@ -38,7 +41,15 @@ def test_it_computes_the_same(name: str) -> None:
     spell_out(graph)
     torch.testing.assert_close(graph(x), net(x))
     left = {n.target for n in graph.graph.nodes} & SPELLED.keys()
-    assert bool(left) == (name in ("norm without statistics", "pool of several"))
+    assert bool(left) == (name in ("norm without statistics", "pool of uneven windows"))
+
+
+def test_windows_that_tile_the_map_are_not_traced_again(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten()).eval(), torch.randn(2, 1, 10, 11)
+    with mock.patch.object(_fx_passes, "decompose_with_registry", side_effect=AssertionError("traced again")):
+        file = pj.export(net, x, tmp_path / "net.onnx")
+    for runtime in ("onnxruntime", "openvino"):
+        torch.testing.assert_close(file.on(runtime).load(1, "f32")(x), net(x).detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -49,7 +60,7 @@ def test_a_network_is_not_traced_again_for_its_file(name: str, tmp_path: Path) -
 
 
 def test_what_is_not_known_is_left_to_torch(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d((3, 3)), nn.Flatten())
     x = torch.randn(2, 1, 10, 11)
     with mock.patch.object(_fx_passes, "decompose_with_registry", wraps=_fx_passes.decompose_with_registry) as traced:
         file = pj.export(net.eval(), x, tmp_path / "net.onnx")

@@ -34,18 +34,24 @@ def _batch_norm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return graph.call_function(operator.getitem, (three, 0))
 
 
-def _mean(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Of a pool that leaves one value of each map."""
-    size = node.args[1]
+def _pool(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A mean where one value of each map is left, a pool of fixed windows where these tile the map."""
+    x, size = node.args[:2]
+    assert isinstance(x, fx.Node)
     assert isinstance(size, list | tuple)
-    if any(n != 1 for n in size):
+    if all(n == 1 for n in size):
+        return graph.call_function(aten.mean.dim, (x, [-1 - d for d in range(len(size))], True))
+    given = list(x.meta["val"].shape[-len(size) :]) if "val" in x.meta else []
+    if not given or not all(isinstance(n, int) and n % m == 0 for n, m in zip(given, size, strict=True)):
         return None
-    return graph.call_function(aten.mean.dim, (node.args[0], [-1 - d for d in range(len(size))], True))
+    window = [n // m for n, m in zip(given, size, strict=True)]
+    return graph.call_function(_WINDOWS[len(size)], (x, window, window))
 
 
+_WINDOWS = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
 SPELLED: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.batch_norm.default: _batch_norm,
-    aten.adaptive_avg_pool1d.default: _mean,
-    aten.adaptive_avg_pool2d.default: _mean,
-    aten.adaptive_avg_pool3d.default: _mean,
+    aten.adaptive_avg_pool1d.default: _pool,
+    aten.adaptive_avg_pool2d.default: _pool,
+    aten.adaptive_avg_pool3d.default: _pool,
 }
