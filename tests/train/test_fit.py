@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path) -
     assert same(found, fit(network(), task(shuffling()), epochs=4, settings=SETTINGS))
 
 
-QAT = Training(precision="bf16-mixed", lr=0.1, scale_lr=0.5, freezing=Freezing(start=0.2, end=0.02, momentum=0.1))
+QAT = Training(precision="bf16-mixed", lr=0.5, scale_lr=0.5, freezing=Freezing(start=0.2, end=0.02, momentum=0.1))
 
 
 def quantized(how: str | None = "lsq+") -> fx.GraphModule:
