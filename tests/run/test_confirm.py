@@ -39,7 +39,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tried: list[Candidate], **form:
     monkeypatch.setattr(confirming, "tell", lambda *given: told.extend(given[3:]))
     job: Any = SimpleNamespace(task=SimpleNamespace(metric=lambda *_: None, confirm=None), threads=1)
     baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None))
-    confirm(job, SimpleNamespace(ceilings={}), baseline, tried)  # type: ignore[arg-type]
+    confirm(job, SimpleNamespace(chooser=SimpleNamespace(ceilings={})), baseline, tried)  # type: ignore[arg-type]
     return told[1].candidate.name, {c.name: c.status for c in told[0]}
 
 
