@@ -1,17 +1,21 @@
-# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`. `make docs` builds the site,
-# `make bench` runs all benchmarks again (hours; `make bench BENCH="--only pruning"`).
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`. `make slow` runs the tests that
+# are too slow for every change, `make docs` builds the site, `make bench` runs all
+# benchmarks again (hours; `make bench BENCH="--only pruning"`).
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= runs/demo
 BIN    := $(VENV)/bin
 
-.PHONY: demo test coverage lint docs bench clean
+.PHONY: demo test slow coverage lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/penjing demo --out $(OUT)
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/slow_tests.py
 
 coverage: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov=penjing

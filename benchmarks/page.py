@@ -33,6 +33,7 @@ SPREAD = {  # what is known of how much its numbers vary
     "quant_latency": "Quartiles of the ratios over turns and loads.",
     "quant_rounding": "None: one run each; 0.3 points of 10,000 images are chance.",
     "quant_training": "Half of the range over the seeds, where there are several; one seed has none.",
+    "slow_tests": "None wanted: a test passes or does not.",
     "sparsity": "Latency: the 10th and 90th percentile of turns in the JSON. Accuracy: one run each, unless said otherwise.",
     "training_overhead": "Quartiles of the ratios over turns.",
 }

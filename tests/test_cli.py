@@ -442,6 +442,7 @@ def test_a_loss_that_is_not_known_is_told_before_a_student_is_made(capsys: pytes
     assert "loss 'kk' is not known" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_distil_as_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "distill", "--teacher", "own_model:build", "--weights", "own.safetensors", "--student", "own_model:build",

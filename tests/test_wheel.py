@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("hatchling")  # builds the wheel, without a network
 
 ROOT = Path(__file__).parent.parent

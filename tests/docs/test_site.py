@@ -49,7 +49,11 @@ def with_python(page: Path) -> bool:
     return page.stem not in ELSEWHERE and any(blocks(page.read_text(encoding="utf-8"), "python"))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if with_python(p)], ids=lambda p: p.name)
+LONG = ("distillation.md", "pruning.md", "quantization.md", "runtimes.md", "slower.md")
+RUN = [pytest.param(p, marks=[pytest.mark.slow] if p.name in LONG else [], id=p.name) for p in PAGES if with_python(p)]
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_python_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples")

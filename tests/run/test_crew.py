@@ -42,6 +42,7 @@ def compressed(out: Path, **limits: Any) -> pj.Result:
     return pj.compress(network(), task(), budget=Budget(max_drop=None, **limits), out=out, settings=HOW)
 
 
+@pytest.mark.slow
 def test_two_processes_compress_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run knows the first's times, since these decide and clocks differ."""
     monkeypatch.setenv("PENJING_CACHE", str(tmp_path / "cache"))

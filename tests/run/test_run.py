@@ -312,6 +312,7 @@ def long_run(out: Path) -> pj.Result:
     return pj.compress(network(), task(train=batches(0, 40)), budget=Budget(max_drop=0.4), out=out, settings=settings)
 
 
+@pytest.mark.slow
 def test_killed_in_training_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
     script = KILLED.format(here=str(Path(__file__).parent), out=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", script])
