@@ -31,7 +31,11 @@ SHOWN = ("torch", "numpy", "onnx", "onnxruntime", "openvino")  # a line each, th
 EXTRAS = {"augment": "images changed while training", "tensorboard": "training curves in TensorBoard"}
 REQUIREMENT = re.compile(r"([\w.-]+)\s*>=\s*([\d.]+)(?:.*extra\s*==\s*['\"](\w+)['\"])?")
 FEATURES = (  # what it is, the flags of which one is enough, what is lost without
-    ("int8 dot products (VNNI)", ("avx512_vnni", "avx_vnni", "asimddp"), "integers are hardly faster than floats here"),
+    (
+        "int8 dot products (VNNI)",
+        ("avx512_vnni", "avx_vnni", "asimddp"),
+        "integers are hardly faster than floats here, and weights get 7 bits",
+    ),
     ("bfloat16 (AVX-512 BF16)", ("avx512_bf16", "amx_bf16", "bf16"), "what stays in float runs in float32 here"),
     ("matrix units (AMX)", ("amx_int8", "i8mm"), "large batches gain less from integers here"),
 )
