@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import penjing as pj
-from penjing.cli import demo_settings, demo_task, main
+from penjing import processor
+from penjing.cli import demo_budget, demo_settings, demo_task, main
 from penjing.prune.store import load
 from penjing.recipe import load_model, load_task, read_recipe
 from penjing.task import check_task
@@ -271,6 +272,12 @@ def test_the_demo_fits_its_data() -> None:
     assert [len(s.data) for s in (task.train, task.search, task.confirm)] == [4000, 1000, 2000]  # type: ignore[attr-defined]
     assert check_task(task, resnet20())[0].shape == (250, 1, 28, 28)
     assert demo_settings().batch == 32
+
+
+@pytest.mark.parametrize(("features", "share"), [({"avx2"}, "0.25x"), ({"avx2", "avx512_vnni"}, "0.1x")])
+def test_the_demo_asks_for_what_the_processor_can_give(features: set[str], share: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "processor", lambda: ("some", frozenset(features)))
+    assert demo_budget().latency == share
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,16 @@ def slower(**changed: Any) -> dict[str, Any]:
 
 def test_an_original_that_nothing_beats_says_so_and_is_not_to_be_compressed_less() -> None:
     said = told.verdict(slower(unchanged=True), Judgement("holds", None))["sentence"]
-    assert said.startswith("Nothing faster was found within the budget, so this is the original: holds: ")
+    assert said.startswith(
+        "Nothing faster was found within the budget, so this is the original, as fast and as large as before: holds, with "
+    )
+    assert "SLOWER" not in said
     assert "compress less" not in said
     assert "compress less" in told.verdict(slower(), Judgement("holds", None))["sentence"]
     failed = told.verdict(slower(unchanged=True, chosen="original"), Judgement("does not hold", None))["sentence"]
-    assert failed.startswith("Nothing that was tried holds, so this is the original: does not hold: ")
+    assert failed.startswith(
+        "Nothing that was tried holds, so this is the original, as fast and as large as before: does not hold, "
+    )
     assert "compress less" not in failed
 
 

@@ -200,7 +200,10 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
     )
     if data["unchanged"]:
         why = "Nothing that was tried holds" if data["chosen"] == "original" else "Nothing faster was found within the budget"
-        sentence = f"{why}, so this is the original: {sentence[0].lower()}{sentence[1:]}"
+        sentence = (
+            f"{why}, so this is the original, as fast and as large as before: {begins[status][0].lower()}{begins[status][1:]}, "
+            f"with {amount(a['drop'], a)} of {a['metric']} lost on {a['samples']:,} samples ({interval}{limit})."
+        )
     elif fast["versus_default"] < 1:
         sentence += " In its default precision the original is the faster of the two: deploy that, or compress less."
     if data["untrained"]:

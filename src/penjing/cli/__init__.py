@@ -9,6 +9,7 @@ from penjing import ranks
 
 # Each file adds its commands to the application when it is imported, in the order in which --help lists them.
 from penjing.cli.app import app, errors
+from penjing.cli.compress import demo_budget as demo_budget
 from penjing.cli.compress import demo_settings as demo_settings
 from penjing.cli.compress import demo_task as demo_task
 from penjing.cli.distill import distill_command as distill_command

@@ -12,6 +12,7 @@ from penjing.cli.launch import Devices, Nodes, together
 from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
 from penjing.measure import top1
+from penjing.processor import overflows
 from penjing.recipe import Recipe, load_task, look_in, option, read_recipe
 from penjing.run import compress
 from penjing.search import Budget
@@ -29,8 +30,14 @@ def demo_command(
     Example: `penjing demo --out runs/demo`
     """
     model, task, settings = fashion_resnet20(), demo_task(), demo_settings()
-    budget = Budget(max_drop=0.015, latency="0.1x", bytes="0.082x", goal="accuracy")
-    tell(compress(model, task, budget=budget, target="openvino", out=out, settings=settings, progress=bars), as_json)
+    tell(compress(model, task, budget=demo_budget(), target="openvino", out=out, settings=settings, progress=bars), as_json)
+
+
+def demo_budget() -> Budget:
+    """A tenth of the time and a twelfth of the size; without VNNI, where integers gain half as much, a quarter of the time."""
+    if overflows():
+        return Budget(max_drop=0.015, latency="0.25x", goal="accuracy")
+    return Budget(max_drop=0.015, latency="0.1x", bytes="0.082x", goal="accuracy")
 
 
 def demo_task() -> Task:
