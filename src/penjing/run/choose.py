@@ -1,5 +1,7 @@
 """Widths, precisions and blocks for a speed: chosen by the tables, compared on whole networks, measured and corrected."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -127,8 +129,9 @@ class Chooser:
         asked = {r: v for r, v in self.ceilings.items() if r != "latency"}
         aim = _Aim(share * self.whole.costs["latency"], dict(asked), LEAST_SUM)
         choices = rivals(self.tables, self._wanted(aim), most=raw.net.widths, gone=raw.net.plan.blocks)
-        aim.way = self._nearest(raw, choices)
-        found = self._within(aim, asked, raw) if self.ceilings else choices[aim.way]
+        aim.way = self._nearest(share, raw, choices)
+        found = self._within(aim, asked, raw) if self.ceilings else self._asked(aim, raw, may_fail=False)
+        assert found is not None
         self.job.keep(f"{key}-widths", {"allocation": asdict(found), "ratio": self.ratio})
         return found
 
@@ -141,8 +144,12 @@ class Chooser:
         fast = self.ceilings.get("latency", math.inf)
         return aim.limits | {"latency": min(aim.latency, CLOSER**aim.over_by * fast / self.ratio)}
 
-    def _nearest(self, raw: Raw, choices: Mapping[str, Allocation]) -> str:
-        """Whose choice leaves the network nearest to the original, judged on the whole network."""
+    def _nearest(self, share: float, raw: Raw, choices: Mapping[str, Allocation]) -> str:
+        """Whose choice leaves the network nearest to the original, judged on the whole; once for a share and network."""
+        asked = json.dumps([round(share, 9), dict(raw.net.widths), raw.net.plan.blocks], sort_keys=True)
+        name = f"way-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        if (held := self.job.kept(name)) is not None:
+            return str(held["way"])
         if len(choices) == 1:
             return next(iter(choices))
         with self.job.stage("compare choices") as told:
@@ -150,6 +157,7 @@ class Chooser:
             errors = contest(self.job, self.apart, raw.net.module, plans)
             best = min(errors, key=lambda name: errors[name], default=next(iter(choices)))
             told["gave"] = f"{best}, of {', '.join(choices)}"
+        self.job.keep(name, {"way": best})
         return best
 
     def _within(self, aim: _Aim, asked: Mapping[str, float], raw: Raw) -> Allocation:
