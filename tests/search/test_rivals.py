@@ -2,6 +2,9 @@ import pytest
 
 from penjing.errors import BudgetError
 from penjing.search import allocate, extremes, rivals
+from penjing.search.allocate import problem
+from penjing.search.knapsack import Problem, Side, Site, solve
+from penjing.search.price_fit import Coefficients
 from penjing.search.rivals import WAYS
 from tests.search.test_allocate import tables, with_block
 
@@ -16,14 +19,23 @@ def test_every_way_meets_the_ceilings_and_none_has_a_smaller_sum_than_the_first(
         assert choice.error == pytest.approx(sum(found.damage[g].errors[w] for g, w in choice.widths.items()))
 
 
-def test_spread_errors_have_a_smaller_largest_one() -> None:
-    found = tables()
-    ceilings = {"macs": 0.5 * extremes(found)[0].costs["macs"]}
-    least, spread = (allocate(found, ceilings, way=way) for way in ("least sum", "spread"))
-    worst = [max(found.damage[g].errors[w] for g, w in a.widths.items()) for a in (least, spread)]
-    assert worst[1] <= worst[0]
-    squares = [sum(found.damage[g].errors[w] ** 2 for g, w in a.widths.items()) for a in (least, spread)]
-    assert squares[1] <= squares[0] + 1e-6
+def test_many_small_errors_are_preferred_to_a_large_one_where_they_are_spread() -> None:
+    """Two channels must go: both from one group for 0.5, or one from each for 0.3 and 0.3."""
+    errors = {3: 0.0, 2: 0.3, 1: 0.5}
+    sites = [
+        Site(g, Side(1), Side(0, {g: 1}), {"int8": 0.0}, {"int8": {"macs": Coefficients(outputs=1.0)}})
+        for g in ("one", "other")
+    ]
+    asked = Problem({"one": errors, "other": errors}, sites, {}, {"macs": 4.0})
+    least, spread = (solve(WAYS[way](asked)).widths for way in ("least sum", "spread"))
+    assert sorted(least.values()) == [1, 3]
+    assert sorted(spread.values()) == [2, 2]
+
+
+def test_what_integers_cost_is_spread_as_what_widths_cost() -> None:
+    found = tables({"conv2d": 0.5})
+    way = WAYS["spread"](problem(found, {}, most={}))
+    assert next(s for s in way.sites if s.name == "conv2d").errors == {"int8": 0.25, "float": 0.0}
 
 
 def test_equal_choices_are_rivals_once() -> None:

@@ -140,7 +140,7 @@ def images_of(task: Task | None) -> list[Any] | None:
 
 def say_weights(profile: str) -> None:
     """Say so where a profile's weights have fewer bits than anywhere else."""
-    if (bits := TARGETS[profile].weight_bits) < BITS:
+    if profile in TARGETS and (bits := TARGETS[profile].weight_bits) < BITS:
         said = f"weights have {bits} bits: the processor has no VNNI, and pairs of products of {BITS} bits would overflow"
         console.print(said, style="dim", highlight=False)
 

@@ -34,7 +34,7 @@ def demo_command(
 
 
 def demo_budget() -> Budget:
-    """A tenth of the time and a twelfth of the size; without VNNI, where integers gain half as much, a quarter of the time."""
+    """A tenth of the time and a twelfth of the size; without VNNI, where integers gain less, a quarter of the time."""
     if overflows():
         return Budget(max_drop=0.015, latency="0.25x", goal="accuracy")
     return Budget(max_drop=0.015, latency="0.1x", bytes="0.082x", goal="accuracy")

@@ -43,7 +43,7 @@ def tell(result: Result, as_json: bool) -> None:
     console.print(verdict["sentence"], style=f"bold {COLORS[verdict['status']]}", highlight=False)
     if verdict["advice"]:
         console.print(verdict["advice"], markup=False, highlight=False)
-    say_weights(d.get("profile", d["target"]))
+    say_weights(d["machine"].get("profile", d["target"]))
     files = f"the network: {result.artifact.path}\nthe report:  {result.folder / REPORT}"
     console.print(files, markup=False, highlight=False, soft_wrap=True)
 

@@ -23,10 +23,9 @@ from penjing.run.contest import contest
 from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.score import Evidence, structured_obs
-from penjing.search import Allocation, Cost, Tables, allocate, extremes, over, regrouped, rivals, scaled, shown
+from penjing.search import LEAST_SUM, Allocation, Cost, Tables, allocate, extremes, over, regrouped, rivals, scaled, shown
 
 STITCHES = 6  # times that a choice is measured and corrected where a limit is given
-LEAST_SUM = "least sum"  # the way to choose that reaches every limit that can be reached
 STEADY = 0.9  # share of what files were thought to take that they may take without being made wider again
 CLOSER = 0.97  # of the latency asked for, at each correction: widths come in steps, and clocks are not exact
 

@@ -16,7 +16,7 @@ from penjing.search.damage import few, parted
 
 WORK = 8e12  # multiply-accumulates that one contest may cost
 REPAIR = 5  # runs of the network that repairing it on a sample costs, about
-LEAST, MOST = 64, 128  # samples to repair with; where the least would cost too much, nothing is compared
+LEAST, MOST = 64, 256  # samples to repair with; where the least would cost too much, nothing is compared
 
 
 def contest(job: Job, apart: Apart, net: nn.Module, plans: Mapping[str, ChannelPlan]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from penjing.search.mix import fastest_mix as fastest_mix
 from penjing.search.prices import Prices as Prices
 from penjing.search.prices import PriceSettings as PriceSettings
 from penjing.search.prices import measure_prices as measure_prices
+from penjing.search.rivals import LEAST_SUM as LEAST_SUM
 from penjing.search.rivals import allocate as allocate
 from penjing.search.rivals import rivals as rivals
 from penjing.search.timer import Timer as Timer

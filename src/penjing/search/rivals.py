@@ -13,6 +13,7 @@ from penjing.errors import BudgetError
 from penjing.search.allocate import Tables, problem
 from penjing.search.knapsack import Allocation, Problem, priced, solve
 
+LEAST_SUM = "least sum"  # the way that reaches every limit that can be reached
 EVEN = 2.0  # the power of single errors that spreads them: many small ones rather than few large ones
 
 
@@ -26,11 +27,12 @@ def _blocks_stay(problem: Problem) -> Problem:
 
 def _spread(problem: Problem) -> Problem:
     widths = {group: {w: e**EVEN for w, e in row.items()} for group, row in problem.widths.items()}
-    return replace(_blocks_stay(problem), widths=widths)
+    sites = [replace(s, errors={p: e**EVEN for p, e in s.errors.items()}) for s in problem.sites]
+    return replace(_blocks_stay(problem), widths=widths, sites=sites)
 
 
 WAYS: Mapping[str, Callable[[Problem], Problem]] = {
-    "least sum": _as_measured,
+    LEAST_SUM: _as_measured,
     "blocks stay": _blocks_stay,
     "spread": _spread,
 }
@@ -40,7 +42,7 @@ def allocate(
     tables: Tables,
     ceilings: Mapping[str, float],
     *,
-    way: str = "least sum",
+    way: str = LEAST_SUM,
     most: Mapping[str, int] | None = None,
     gone: Sequence[str] = (),
 ) -> Allocation:
