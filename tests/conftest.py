@@ -7,6 +7,8 @@ import hypothesis
 import pytest
 import torch
 
+from penjing.graph import reading_once
+
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the same on a busy machine
 hypothesis.settings.load_profile("steady")
 
@@ -27,6 +29,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reads_once() -> Iterator[None]:
+    """Many tests read the same few networks, which would be a third of all their time."""
+    with reading_once():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ from penjing.cli.quantize import quantize_command as quantize_command
 from penjing.cli.recipe import recipe_command as recipe_command
 from penjing.cli.report import report_command as report_command
 from penjing.errors import PenjingError
+from penjing.graph import reading_once
 from penjing.measure import cores
 
 
@@ -28,7 +29,8 @@ def main() -> None:
     if ranks.launched() != (1, 1) or "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets to 1, if nobody did
         torch.set_num_threads(max(1, cores() // ranks.launched()[0]))
     try:
-        app()
+        with reading_once():
+            app()
     except PenjingError as e:
         errors.print(f"penjing: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

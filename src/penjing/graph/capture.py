@@ -2,13 +2,10 @@
 
 import copy
 import inspect
-import logging
 import re
 import sysconfig
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError, first_line
 from penjing.graph.functional import make_functional, restore_norms
+from penjing.graph.kept import once
+from penjing.graph.quiet import without_torchs_own_noise
 
 # Code that is not the user's: a line in it does not say what to mend.
 _NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
@@ -134,10 +133,17 @@ def takes_any_batch(module: fx.GraphModule) -> bool:
 
 
 def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
+    module = once(still, inputs, lambda: _traced(still, inputs))
+    own = {name for held in (still.named_parameters, still.named_buffers) for name, _ in held(remove_duplicate=False)}
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own))
+
+
+def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     batch = inputs[0].shape[0] if inputs[0].ndim else None
     dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
     try:
-        with torch.no_grad(), _without_torchs_own_noise():
+        with torch.no_grad(), without_torchs_own_noise():
             program = torch.export.export(still, inputs, dynamic_shapes=_nested(still, dims), strict=False)
             module = _plain(program.module(check_guards=False))
             if not make_functional(module):
@@ -150,9 +156,7 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
         ) from e
     _check_sizes(module, still)
     _views_of_any_layout(module)
-    own = {name for held in (still.named_parameters, still.named_buffers) for name, _ in held(remove_duplicate=False)}
-    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own))
+    return module
 
 
 def _views_of_any_layout(module: fx.GraphModule) -> None:
@@ -190,20 +194,6 @@ def _is_theirs(file: str) -> bool:
 
 def _cure(error: Exception) -> str:
     return next((f"; {cure}" for words, cure in _CURES.items() if words in str(error)), "")
-
-
-@contextmanager
-def _without_torchs_own_noise() -> Iterator[None]:
-    """Silence a deprecation inside torch, which no caller can mend, and tracebacks of what is raised anyway."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:

@@ -6,7 +6,6 @@ network runs as it is, in its own Python code, so the two share nothing but the 
 
 import copy
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.errors import ModelError, NotEquivalent
 from penjing.graph import Channels, Graph, capture, find_channels
+from penjing.graph.quiet import without_torchs_own_noise
 from penjing.plan import ChannelPlan
 from penjing.prune.double import Double
 from penjing.prune.masked import Masked
@@ -72,8 +72,7 @@ def verify_against(graph: Graph, channels: Channels, small: nn.Module, plan: Cha
 
 
 def _copied(module: fx.GraphModule) -> fx.GraphModule:
-    with warnings.catch_warnings():  # about what torch itself keeps to describe nested outputs
-        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+    with without_torchs_own_noise():
         return copy.deepcopy(module)
 
 

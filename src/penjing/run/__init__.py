@@ -12,6 +12,7 @@ from torch import nn
 
 from penjing import ranks
 from penjing.errors import PenjingError
+from penjing.graph import reading_once
 from penjing.progress import Progress, silent
 from penjing.recipe import Recipe
 from penjing.result import RESULT, Result, budget_entry, load_result
@@ -30,6 +31,7 @@ from penjing.task import Task
 TIGHTER = 2  # times that a file which takes longer than allowed is made again, smaller
 
 
+@reading_once()
 def compress(
     model: nn.Module,
     task: Task,
