@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import penjing as pj
-from penjing import processor
-from penjing.cli import demo_budget, demo_settings, demo_task, main
+from penjing.cli import compress, demo_budget, demo_settings, demo_task, main
 from penjing.prune.store import load
 from penjing.recipe import load_model, load_task, read_recipe
 from penjing.task import check_task
@@ -274,9 +273,11 @@ def test_the_demo_fits_its_data() -> None:
     assert demo_settings().batch == 32
 
 
-@pytest.mark.parametrize(("features", "share"), [({"avx2"}, "0.25x"), ({"avx2", "avx512_vnni"}, "0.1x")])
+@pytest.mark.parametrize(
+    ("features", "share"), [({"avx2"}, "0.25x"), ({"avx512_vnni"}, "0.18x"), ({"avx512_vnni", "amx_int8"}, "0.1x")]
+)
 def test_the_demo_asks_for_what_the_processor_can_give(features: set[str], share: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "processor", lambda: ("some", frozenset(features)))
+    monkeypatch.setattr(compress, "processor", lambda: ("some", frozenset(features)))
     assert demo_budget().latency == share
 
 

@@ -115,6 +115,19 @@ def test_what_was_changed_is_read_again(how: str) -> None:
     assert torch.equal(capture(changed, x).module(x), changed(x))
 
 
+def test_a_batch_that_somebody_fixed_is_read_again() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net = Plain().eval()
+    graph = capture(net, x)
+    assert graph.dynamic
+    assert int(_batch(graph.module)) == 2  # asking fixes it
+    assert capture(net, x).dynamic
+
+
+def _batch(module: Any) -> Any:
+    return next(n for n in module.graph.nodes if n.op == "placeholder").meta["val"].shape[0]
+
+
 def test_closures_count_by_what_they_hold() -> None:
     x = torch.randn(2, 3, 8, 8)
 

@@ -33,6 +33,12 @@ _HELD_APART = ("_parameters", "_buffers", "_modules")
 class _Kept:
     graph: fx.Graph
     constants: dict[str, Tensor]
+    sizes: tuple[str, ...]  # of what goes in, as they were read
+
+    @property
+    def whole(self) -> bool:
+        """Whether its free sizes are still free: who asks a symbolic size for its number fixes it, in all copies."""
+        return _sizes(self.graph) == self.sizes
 
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph with a model's parameters and buffers."""
@@ -61,14 +67,15 @@ def once(model: nn.Module, inputs: tuple[Tensor, ...], read: Callable[[], fx.Gra
     key = None if kept is None else structure(model, inputs)
     if kept is None or key is None:
         return read()
-    if key in kept:
+    if key in kept and kept[key].whole:
         kept.move_to_end(key)
         return kept[key].module(model)
     module = read()
     found = {str(n.target): _attribute(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
     if all(isinstance(value, Tensor) for value in found.values()):  # else it has graphs within
         own = {name for held in (model.named_parameters, model.named_buffers) for name, _ in held(remove_duplicate=False)}
-        kept[key] = _Kept(_copied(module.graph), {n: t.clone() for n, t in found.items() if n not in own})
+        constants = {n: t.clone() for n, t in found.items() if n not in own}
+        kept[key] = _Kept(_copied(module.graph), constants, _sizes(module.graph))
         while len(kept) > MOST:
             kept.popitem(last=False)
     return module
@@ -81,7 +88,7 @@ def structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
     def one(name: str, module: nn.Module) -> Hashable:
         rest = {k: v for k, v in vars(module).items() if k not in _HELD_APART}
         tensors = [(k, t) for held in (module._parameters, module._buffers) for k, t in held.items()]
-        if any(nn.parameter.is_lazy(t) for _, t in tensors):
+        if any(t is not None and nn.parameter.is_lazy(t) for _, t in tensors):
             raise _CannotBeTold
         told = tuple((k, None if t is None else (seen.setdefault(id(t), len(seen)), *_kind(t))) for k, t in tensors)
         return name, seen.setdefault(id(module), len(seen)), type(module), type(module).forward, _value(rest), told
@@ -121,6 +128,10 @@ def _value(value: Any) -> Hashable:
 def _copied(graph: fx.Graph) -> fx.Graph:
     with without_torchs_own_noise():
         return copy.deepcopy(graph)
+
+
+def _sizes(graph: fx.Graph) -> tuple[str, ...]:
+    return tuple(str(list(n.meta["val"].shape)) for n in graph.nodes if n.op == "placeholder" and "val" in n.meta)
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

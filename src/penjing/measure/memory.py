@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from penjing.graph import Graph
+from penjing.graph.walk import out_shape, shape_of
 from penjing.quant.insert import FIXED
 from penjing.quant.targets import PASSING
 
@@ -22,7 +23,7 @@ def peak_memory(graph: Graph | fx.GraphModule, batch: int = 1) -> int:
     module = graph.module if isinstance(graph, Graph) else graph
     nodes = list(module.graph.nodes)
     last = _last_uses(nodes)
-    one = next((int(n.meta["val"].shape[0]) for n in nodes if n.op == "placeholder"), 1)
+    one = next((out_shape(n)[0] for n in nodes if n.op == "placeholder"), 1)
     alive: dict[fx.Node, float] = {}
     most = 0.0
     for i, node in enumerate(nodes):
@@ -52,7 +53,7 @@ def _bytes(node: fx.Node) -> float:
         return 0
     size = 1 if node.users and all(u.target in FIXED for u in node.users) else None
     leaves = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
-    return sum(math.prod(int(n) for n in v.shape) * (size or v.element_size()) for v in leaves)
+    return sum(math.prod(shape_of(v)) * (size or v.element_size()) for v in leaves)
 
 
 def _weight(module: fx.GraphModule, node: fx.Node) -> int:
