@@ -18,6 +18,7 @@ from penjing.run import compress
 from penjing.search import Budget
 from penjing.settings import Settings
 from penjing.task import Task, check_metric, check_task
+from penjing.train import Training
 from penjing.zoo import fashion_resnet20
 
 
@@ -60,8 +61,9 @@ def demo_task() -> Task:
 def demo_settings() -> Settings:
     """What the demo does within four minutes on two cores."""
     return Settings(
-        epochs=8, attempts=1, probes=0, qat=0, batch=32, seconds=0.3, samples=4, generalization=200, drop_blocks=False
-    )
+        epochs=4, attempts=1, probes=0, qat=0, batch=32, seconds=0.3, samples=4, generalization=200, drop_blocks=False,
+        training=Training(lr=0.01, mixup=0.5),
+    )  # fmt: skip
 
 
 @app.command("compress")
