@@ -40,6 +40,7 @@ from penjing.search import Allocation, Budget, Tables, allocate, rivals, uniform
 from penjing.search.allocate import problem
 from penjing.search.knapsack import priced
 from penjing.task import Task
+from penjing.train import portioned
 from penjing.zoo import fashion_resnet20
 
 HERE = Path(__file__).parent
@@ -75,8 +76,9 @@ class Bench:
     def trained(self, net: nn.Module) -> nn.Module:
         s = self.job.settings
         loss = distill.weighted((1 - s.labels, distill.kl(s.temperature)), (s.labels, distill.with_labels(F.cross_entropy)))
-        epochs = self.steps / len(self.job.task.train)  # type: ignore[arg-type]
-        return pj.fit(net, self.job.task, epochs=epochs, teacher=self.job.model, loss=loss, settings=s.training).eval()
+        train, epochs = portioned(self.job.task.train, self.steps)
+        task = replace(self.job.task, train=train)
+        return pj.fit(net, task, epochs=epochs, teacher=self.job.model, loss=loss, settings=s.training).eval()
 
     def file(self, net: nn.Module, name: str) -> Artifact:
         module = pj.quantize(net, self.job.example, self.job.calibration, target="openvino")
