@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ import penjing as pj
 from penjing.errors import BudgetError, DataError, ModelError, RecipeError
 from penjing.export import RUNTIMES, left_in_float
 from penjing.files import read_tensors
+from penjing.plan import ChannelPlan
 from penjing.progress import silent
 from penjing.result import load_result
+from penjing.run import candidates
 from penjing.run.job import Job
 from penjing.run.training import Start
 from penjing.search import Budget
@@ -247,7 +250,16 @@ def test_without_training_nothing_is_trained(tmp_path: Path) -> None:
     assert {c["kind"] for c in result.data["candidates"]} <= {"original", "float", "untrained"}
 
 
-def test_limits_without_a_drop_give_the_most_accurate_network_within_them(tmp_path: Path) -> None:
+def test_limits_without_a_drop_give_the_most_accurate_network_within_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: list[ChannelPlan] = []
+
+    def counted(model: nn.Module, plan: ChannelPlan, example: Any) -> nn.Module:
+        cuts.append(plan)
+        return pj.prune_channels(model, plan, example)
+
+    monkeypatch.setattr(candidates, "prune_channels", counted)
     budget = Budget(max_drop=None, bytes="0.5x", macs="0.6x", memory="0.9x")
     result = pj.compress(network(), task(), budget=budget, out=tmp_path / "out", settings=SETTINGS)
     was, now = (dict(zip(result.data["size"], pair, strict=True)) for pair in zip(*result.data["size"].values(), strict=True))
@@ -255,6 +267,9 @@ def test_limits_without_a_drop_give_the_most_accurate_network_within_them(tmp_pa
     assert now["macs"] <= 0.61 * was["macs"]
     assert now["memory"] <= 0.92 * was["memory"]
     assert result.data["budget"]["max_drop"] is None
+    tried = [c for c in result.data["candidates"] if c["kind"] in ("untrained", "trained")]
+    assert len(cuts) == 1 < len(tried)  # the same cut, once without training and once with it
+    assert len({c["macs"] for c in tried}) == 1
 
 
 def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(

@@ -39,14 +39,15 @@ class Maker:
         Raises:
             BudgetError: Nothing meets the limits.
         """
-        key = self._key(share, source, trained)
+        key = self._key(share, source, trained=trained)
         if (held := self.job.kept(key)) is not None:
             return self._remembered(Candidate.from_json(held))
         name = f"{1 / share:.2g}x{' trained' if trained else ''}"
         raw = Raw(self._source(source), self.job, self.chooser.tables)
-        allocation = self.chooser.choose(key, share, raw)
+        untrained = self._key(share, source, trained=False)
+        allocation = self.chooser.choose(key, share, raw, like=untrained)
         with self.job.stage(f"{name}: cut and repair") as told:
-            net = self._cut(raw, allocation)
+            net = self._cut(raw, allocation, like=untrained)
             told["gave"] = f"{len(net.plan.keep)} tensors cut, {len(net.plan.blocks)} blocks left out"
         steps = 0
         if trained:
@@ -98,8 +99,12 @@ class Maker:
         plan = ChannelPlan.from_json(self.job.kept(f"{candidate.key}-plan"))
         return Net(load(path, lambda: self.job.model).eval(), plan, candidate.widths)
 
-    def _cut(self, raw: Raw, allocation: Allocation) -> Net:
+    def _cut(self, raw: Raw, allocation: Allocation, *, like: str) -> Net:
         job, net = self.job, raw.net
+        if (path := job.stages / f"{like}.safetensors").is_file():  # the untrained candidate of this share was cut so
+            return Net(
+                load(path, lambda: job.model).eval(), ChannelPlan.from_json(job.kept(f"{like}-plan")), dict(allocation.widths)
+            )
         plan = raw.plan(allocation)
         if not (plan.keep or plan.blocks):
             return net
@@ -154,6 +159,6 @@ class Maker:
             return made
         return replace(trained, score=score, cost=self.chooser.cost(net.module, module, artifact))
 
-    def _key(self, share: float, source: Candidate | None, trained: bool) -> str:
+    def _key(self, share: float, source: Candidate | None, *, trained: bool) -> str:
         told = json.dumps([round(share, 9), self.chooser.ceilings, source.key if source else "", trained], sort_keys=True)
         return f"{'trained' if trained else 'cut'}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"

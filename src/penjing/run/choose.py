@@ -113,14 +113,18 @@ class Chooser:
         fast = self.ceilings.get("latency")
         return (1.0 if fast is None else max(least, min(1.0, fast / whole))), least
 
-    def choose(self, key: str, share: float, raw: Raw) -> Allocation:
+    def choose(self, key: str, share: float, raw: Raw, *, like: str) -> Allocation:
         """Widths and precisions; where limits were given, measured on an uncalibrated file and corrected.
+
+        Args:
+            like: The key of the untrained candidate of this share, whose choice is taken where there is one.
 
         Raises:
             BudgetError: Nothing meets the limits.
         """
-        held = self.job.kept(f"{key}-widths")
+        held = self.job.kept(f"{key}-widths") or self.job.kept(f"{like}-widths")
         if held is not None:
+            self.job.keep(f"{key}-widths", held)
             self.recall(key)
             return Allocation(**{**held["allocation"], "blocks": tuple(held["allocation"]["blocks"])})
         if share >= 1 and not self.ceilings:
