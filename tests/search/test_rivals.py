@@ -1,7 +1,7 @@
 import pytest
 
 from penjing.errors import BudgetError
-from penjing.search import allocate, extremes, rivals
+from penjing.search import Allocation, allocate, extremes, nearest, rivals
 from penjing.search.allocate import problem
 from penjing.search.knapsack import Problem, Side, Site, solve
 from penjing.search.price_fit import Coefficients
@@ -52,3 +52,22 @@ def test_blocks_stay_where_they_can() -> None:
     assert all(a.blocks for a in tight.values())  # without them nothing is so small
     with pytest.raises(BudgetError, match="nearest"):
         rivals(found, {"macs": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [
+        ({"without": 0.7, "narrow": 1.0, "narrower": 1.1}, "without"),  # much nearer
+        ({"without": 0.8, "narrow": 1.0, "narrower": 1.1}, "narrow"),  # about as near
+        ({"without": 0.8, "narrow": 1.1, "narrower": 1.0}, "narrower"),
+        ({"without": 1.2, "narrow": 1.0, "narrower": 1.1}, "narrow"),
+        ({"without": 0.8}, "without"),
+        ({}, "without"),
+    ],
+)
+def test_blocks_go_only_where_that_leaves_the_network_much_nearer(errors: dict[str, float], best: str) -> None:
+    choices = {
+        name: Allocation({}, {}, 0.0, {}, blocks)
+        for name, blocks in (("without", ("block",)), ("narrow", ()), ("narrower", ()))
+    }
+    assert nearest(errors, choices) == best

@@ -23,7 +23,20 @@ from penjing.run.contest import contest
 from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.score import Evidence, structured_obs
-from penjing.search import LEAST_SUM, Allocation, Cost, Tables, allocate, extremes, over, regrouped, rivals, scaled, shown
+from penjing.search import (
+    LEAST_SUM,
+    Allocation,
+    Cost,
+    Tables,
+    allocate,
+    extremes,
+    nearest,
+    over,
+    regrouped,
+    rivals,
+    scaled,
+    shown,
+)
 
 STITCHES = 6  # times that a choice is measured and corrected where a limit is given
 STEADY = 0.9  # share of what files were thought to take that they may take without being made wider again
@@ -158,7 +171,7 @@ class Chooser:
         with self.job.stage("compare choices") as told:
             plans = {name: raw.plan(a) for name, a in choices.items()}
             errors = contest(self.job, self.apart, raw.net.module, plans)
-            best = min(errors, key=lambda name: errors[name], default=next(iter(choices)))
+            best = nearest(errors, choices)
             told["gave"] = f"{best}, of {', '.join(choices)}"
         self.job.keep(name, {"way": best})
         return best

@@ -30,5 +30,6 @@ from penjing.search.prices import PriceSettings as PriceSettings
 from penjing.search.prices import measure_prices as measure_prices
 from penjing.search.rivals import LEAST_SUM as LEAST_SUM
 from penjing.search.rivals import allocate as allocate
+from penjing.search.rivals import nearest as nearest
 from penjing.search.rivals import rivals as rivals
 from penjing.search.timer import Timer as Timer

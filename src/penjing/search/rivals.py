@@ -14,6 +14,7 @@ from penjing.search.allocate import Tables, problem
 from penjing.search.knapsack import Allocation, Problem, priced, solve
 
 LEAST_SUM = "least sum"  # the way that reaches every limit that can be reached
+DEPTH = 0.75  # times the error of the nearest choice that keeps all blocks: what leaves blocks out must be nearer than that
 EVEN = 2.0  # the power of single errors that spreads them: many small ones rather than few large ones
 
 
@@ -84,3 +85,16 @@ def rivals(
         assert refused is not None
         raise refused
     return found
+
+
+def nearest(errors: Mapping[str, float], choices: Mapping[str, Allocation]) -> str:
+    """The choice whose network is nearest to the original, for those whose errors are told; the first where there are none.
+
+    Training wins back width more easily than depth: of networks about as near, one that keeps its blocks goes before.
+    """
+    best = min(errors, key=lambda name: errors[name], default=next(iter(choices)))
+    whole = [name for name in errors if not choices[name].blocks]
+    if choices[best].blocks and whole:
+        stays = min(whole, key=lambda name: errors[name])
+        return best if errors[best] < DEPTH * errors[stays] else stays
+    return best
