@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def reads_once() -> Iterator[None]:
-    """Many tests read the same few networks, which would be a third of all their time."""
+    """Many tests read the same few networks, which takes more time than most of what they look at."""
     with reading_once():
         yield
 

@@ -73,11 +73,13 @@ def test_one_structure_is_read_once_and_each_graph_is_its_own(reads: list[int]) 
     assert len(reads) == 1
     for graph, model in zip(graphs, (net, other, net), strict=True):
         assert torch.equal(graph.module(x), model(x))
+    before = net(x)
     with torch.no_grad():
         next(graphs[0].module.parameters()).zero_()
         graphs[1].module.graph.erase_node(graphs[1].module.graph.output_node())
         net.a.weight.mul_(2)
     assert torch.equal(capture(net, x).module(x), net(x))
+    assert torch.equal(graphs[2].module(x), before)
     assert torch.equal(graphs[2].module(x), other(x)) is False
     assert len(reads) == 1
 
@@ -148,8 +150,30 @@ class Odd:
     factor = 2
 
 
+class Named(str):
+    """A word that may hold more than its letters."""
+
+
+def _recursive() -> Callable[[Tensor, int], Tensor]:
+    def act(y: Tensor, n: int = 2) -> Tensor:
+        return act(y.relu(), n - 1) if n else y
+
+    return act
+
+
+def _unfilled() -> Callable[[Tensor], Tensor]:
+    def act(y: Tensor) -> Tensor:
+        return y if y.ndim else later
+
+    if torch.get_num_threads() < 0:  # never, so that the closure stays empty
+        later = torch.ones(1)
+    return act
+
+
 @pytest.mark.parametrize(
-    "held", [Odd(), torch.ones(1), [nn.ReLU()], functools.partial(F.relu, Odd())], ids=["object", "tensor", "module", "partial"]
+    "held",
+    [Odd(), torch.ones(1), [nn.ReLU()], functools.partial(F.relu, Odd()), Named("n"), _recursive(), _unfilled()],
+    ids=["object", "tensor", "module", "partial", "derived", "recursive", "unfilled"],
 )
 def test_a_state_that_cannot_be_told_is_never_kept(held: Any, reads: list[int]) -> None:
     x = torch.randn(2, 3, 8, 8)

@@ -272,6 +272,23 @@ def test_limits_without_a_drop_give_the_most_accurate_network_within_them(
     assert len({c["macs"] for c in tried}) == 1
 
 
+def test_killed_between_a_cut_network_and_its_plan_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, how = Budget(max_drop=None, macs="0.6x"), replace(SETTINGS, epochs=0, control=False)
+    with monkeypatch.context() as patch:
+        keep = Job.keep
+
+        def killed(job: Job, name: str, value: Any) -> None:
+            if name.endswith("-plan"):
+                raise KeyboardInterrupt
+            keep(job, name, value)
+
+        patch.setattr(Job, "keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pj.compress(network(), task(), budget=budget, out=tmp_path / "out", settings=how)
+    assert list((tmp_path / "out/stages").glob("cut-*.safetensors"))
+    assert pj.compress(network(), task(), budget=budget, out=tmp_path / "out", settings=how).plan.keep
+
+
 def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError, first_line
 from penjing.graph.functional import make_functional, restore_norms
-from penjing.graph.kept import once
+from penjing.graph.kept import once, own_tensors
 from penjing.graph.quiet import without_torchs_own_noise
 
 # Code that is not the user's: a line in it does not say what to mend.
@@ -134,9 +134,8 @@ def takes_any_batch(module: fx.GraphModule) -> bool:
 
 def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     module = once(still, inputs, lambda: _traced(still, inputs))
-    own = {name for held in (still.named_parameters, still.named_buffers) for name, _ in held(remove_duplicate=False)}
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own))
+    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own_tensors(still).keys()))
 
 
 def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:

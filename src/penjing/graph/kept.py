@@ -22,10 +22,10 @@ from torch import Tensor, fx, nn
 from penjing.graph.quiet import without_torchs_own_noise
 
 MOST = 32  # graphs that are kept, the last ones; without weights
-_VALUES = (
-    type(None), bool, int, float, complex, str, bytes, enum.Enum, type, types.BuiltinFunctionType,
+_VALUES = {  # exactly these: what is derived from them may hold more
+    type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType,
     torch.dtype, torch.device, torch.Size, torch.memory_format, torch.layout,
-)  # fmt: skip
+}  # fmt: skip
 _HELD_APART = ("_parameters", "_buffers", "_modules")
 
 
@@ -42,8 +42,7 @@ class _Kept:
 
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph with a model's parameters and buffers."""
-        own = {name: t for held in (model.named_parameters, model.named_buffers) for name, t in held(remove_duplicate=False)}
-        tensors = {n: t.clone() for n, t in self.constants.items()} | own
+        tensors = {n: t.clone() for n, t in self.constants.items()} | own_tensors(model)
         return fx.GraphModule(tensors, _copied(self.graph)).eval()
 
 
@@ -73,7 +72,7 @@ def once(model: nn.Module, inputs: tuple[Tensor, ...], read: Callable[[], fx.Gra
     module = read()
     found = {str(n.target): _attribute(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
     if all(isinstance(value, Tensor) for value in found.values()):  # else it has graphs within
-        own = {name for held in (model.named_parameters, model.named_buffers) for name, _ in held(remove_duplicate=False)}
+        own = own_tensors(model)
         constants = {n: t.clone() for n, t in found.items() if n not in own}
         kept[key] = _Kept(_copied(module.graph), constants, _sizes(module.graph))
         while len(kept) > MOST:
@@ -95,9 +94,14 @@ def structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
 
     try:
         modules = tuple(one(name, module) for name, module in model.named_modules(remove_duplicate=False))
-    except _CannotBeTold:
+    except (_CannotBeTold, RecursionError, ValueError):  # the last two: what holds itself, and a closure not filled yet
         return None
     return modules, tuple(map(_kind, inputs)), torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers by name; what is shared under each of its names."""
+    return {name: t for held in (model.named_parameters, model.named_buffers) for name, t in held(remove_duplicate=False)}
 
 
 class _CannotBeTold(Exception):
@@ -110,12 +114,11 @@ def _kind(x: Tensor) -> tuple[Hashable, ...]:
 
 def _value(value: Any) -> Hashable:
     """A value that is equal for equal ones only, and stays as it is if they are changed."""
-    if isinstance(value, _VALUES):
+    if type(value) in _VALUES or isinstance(value, enum.Enum | type):
         return type(value), value
-    if isinstance(value, dict):
-        return type(value), tuple((_value(k), _value(v)) for k, v in value.items())
-    if isinstance(value, tuple | list | set | frozenset):
-        return type(value), tuple(map(_value, value))
+    if isinstance(value, dict | tuple | list | set | frozenset):
+        items = value.items() if isinstance(value, dict) else value
+        return type(value), tuple(map(_value, items)), _value(vars(value)) if getattr(value, "__dict__", None) else None
     if isinstance(value, types.FunctionType):
         return value, tuple(_value(cell.cell_contents) for cell in value.__closure__ or ())
     if isinstance(value, functools.partial):

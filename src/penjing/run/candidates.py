@@ -101,10 +101,9 @@ class Maker:
 
     def _cut(self, raw: Raw, allocation: Allocation, *, like: str) -> Net:
         job, net = self.job, raw.net
-        if (path := job.stages / f"{like}.safetensors").is_file():  # the untrained candidate of this share was cut so
-            return Net(
-                load(path, lambda: job.model).eval(), ChannelPlan.from_json(job.kept(f"{like}-plan")), dict(allocation.widths)
-            )
+        if (held := job.kept(f"{like}-plan")) is not None:  # written after the network: the same was cut before
+            small = load(job.stages / f"{like}.safetensors", lambda: job.model).eval()
+            return Net(small, ChannelPlan.from_json(held), dict(allocation.widths))
         plan = raw.plan(allocation)
         if not (plan.keep or plan.blocks):
             return net
