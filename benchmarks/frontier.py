@@ -8,9 +8,6 @@ the same loop, images, loss, schedule and steps; 55,000 of the 60,000 training i
 10,000 test images are looked at once for each row. In the end all files of a runtime are timed in one process, in turns, at
 batch 32. It writes frontier.json, frontier.md and, with Chromium, frontier.png.
 
-``headline`` is ours alone: a twelfth of the latency with at most an hour of one core's training, and a tenth with 512 images,
-without labels or training. What chooses there are training images, all of which the teacher has seen.
-
 Rows that are there are not made again, and what was trained is kept in ``--work``: a killed run goes on. ``--quick`` tries
 the same on 2,000 images, one pass, 1,000 test images, and writes into ``--work`` alone.
 """
@@ -21,7 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -55,8 +52,6 @@ THREADS = min(2, cores())  # of the runtimes
 LOADS, SECONDS = 3, 1.0  # how often each file is loaded and timed, and how long
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 FLOAT32, DEFAULT = "original, f32", "original, default precision"
-CPU_MINUTES, TWELFTH = 8.0, 1 / 12  # of training, though an hour might be spent; and of the original's latency
-SHARE = 0.1  # of the original's latency, for the headline without labels or training
 BUILT, OURS = "Torch-Pruning + ", ("ours", "#2563eb", "penjing")  # in the picture
 Row = dict[str, Any]
 
@@ -277,21 +272,9 @@ def told(kept: Row) -> str:
         gained = f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(f"| {r['point']} | {r['runtime']} | {gained} | {r['time']:.2f} | {faster} |")
     lines.append("")
-    for name, r in kept.get("headline", {}).items():
-        lines += [
-            f"- {name}: {r['faster']:.2f} times faster than fp32, {r['faster_than_default']:.2f} than the default precision, "
-            f"in the better runtime of each; {r['drop']:.2f} points lost [{r['low']:.2f}, {r['high']:.2f}]; "
-            f"{r['cpu_minutes']:.1f} CPU-minutes of training" + _control(r),
-            "",
-        ]
     m = kept["machine"]
     peers = ", ".join(f"{n} {v}" for n, v in kept["peers"].items())
     return "\n".join([*lines, f"On {m['cpu']}, {m['cores']} core(s); torch {m['torch']}; peers: {peers}."]) + "\n"
-
-
-def _control(r: Row) -> str:
-    c = r.get("control")
-    return f"; {c['name']}, gets {100 * c['score']:.2f} % where ours gets {r['after']:.2f}" if c else ""
 
 
 def _line(rows: Mapping[str, Row], key: str, r: Row) -> str:
@@ -332,36 +315,6 @@ def drawn(kept: Row, work: Path, out: Path) -> None:
 # The command.
 
 
-def headline(bench: Bench, kept: Row, target: str) -> None:
-    """Both claims of ours alone; what ``compress`` says of its own file is what counts."""
-    minutes = 1.0 if bench.quick else CPU_MINUTES / torch.get_num_threads()
-    hour = replace(bench.settings, epochs=None, minutes=minutes, attempts=1, qat=Settings().qat, control=True)
-    none = replace(bench.settings, epochs=0, labels=0.0)
-    # What the original says stands in for labels: nothing that chooses has seen one.
-    images = [x for x, _ in fashion_batches(bench.unlabelled(), TRAIN_BATCH)]
-    with torch.no_grad():
-        said = [(x, fashion_resnet20()(x).argmax(1)) for x in images]
-    runs: dict[str, Callable[[Path], pj.Result]] = {
-        "512 images, no labels, no training": lambda out: pj.compress(
-            fashion_resnet20(), replace(bench.task, train=said, search=said),
-            budget=pj.Budget(max_drop=None, latency=SHARE), target=target, out=out, settings=none,
-        ),
-        "at most an hour of one core": lambda out: pj.compress(
-            fashion_resnet20(), bench.task,
-            budget=pj.Budget(max_drop=None, latency=TWELFTH), target=target, out=out, settings=hour,
-        ),
-    }  # fmt: skip
-    for name, run in runs.items():
-        if name not in kept.setdefault("headline", {}):
-            d = run(bench.work / name).data
-            row = {k: 100 * d["accuracy"][k] for k in ("before", "after", "drop", "low", "high")} | {"target": target}
-            row |= {"faster": d["speedup"]["value"], "faster_than_default": d["speedup"]["versus_default"]}
-            row |= {"verdict": d["verdict"]["sentence"], "control": d["control"], "candidates": d["candidates"]}
-            row["cpu_minutes"] = sum(e["seconds"] for e in d["training"]) * torch.get_num_threads() / 60
-            kept["headline"][name] = row
-            print(name, row, flush=True)
-
-
 def make(bench: Bench, kept: Row, given: argparse.Namespace, save: Callable[[], None]) -> None:
     for fewer in FEWER:
         if "peer" in given.part and not any((r["who"], r["point"]) == ("peer", f"{fewer:g}x") for r in kept["rows"].values()):
@@ -375,9 +328,6 @@ def make(bench: Bench, kept: Row, given: argparse.Namespace, save: Callable[[], 
                 if key not in kept["rows"]:
                     kept["rows"][key] = our_row(bench, kept, point, runtime, quicker)
                     save()
-    if "headline" in given.part:
-        headline(bench, kept, given.target)
-        save()
 
 
 def main(words: Sequence[str]) -> None:
@@ -387,8 +337,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--fashion", type=Path, help="a folder with the IDX files of Fashion-MNIST")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "frontier", help="where files are kept")
     parser.add_argument("--epochs", type=int, default=2, help="of training for each network")
-    parser.add_argument("--part", action="append", choices=("peer", "ours", "headline"), help="peer and ours by default")
-    parser.add_argument("--target", choices=RUNTIMES, default="openvino", help="that the headline is compressed for")
+    parser.add_argument("--part", action="append", choices=("peer", "ours"), help="both by default")
     parser.add_argument("--quick", action="store_true", help="try the way on few images; results go into --work")
     given = parser.parse_args(words)
     given.part = given.part or ["peer", "ours"]
