@@ -117,7 +117,7 @@ def accuracy() -> str:
         lost = {k: -times * r["float"]["difference"] for k, r in rows.items()}
         ours = min(lost["ours, openvino"], lost["ours, onnxruntime"])
         peer = min(v for k, v in lost.items() if k.startswith(("nncf", "ort")))
-        told.append(f"{name} {ours:.2f} against {peer:.2f} {unit}".replace("-0.00", "0.00"))
+        told.append(f"{name.partition(' ')[2] or name} {ours:.2f} against {peer:.2f} {unit}".replace("-0.00", "0.00"))
     return (
         "- **What int8 loses**, with 256 images to calibrate, in the better runtime, against the best of NNCF's and "
         f"`quantize_static`'s settings: {'; '.join(told)} ([table, with intervals](benchmarks/quant_accuracy.md))."

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from penjing.errors import DataError
-from penjing.task import Batches, Run, Score, Task, as_tuple, check_metric, check_task, first_batch
+from penjing.task import Batches, Run, Score, Task, as_tuple, check_metric, check_order, check_task, first_batch
 
 BATCH = (torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
 
@@ -214,3 +214,25 @@ def test_a_metric_that_one_batch_is_too_small_for_gets_them_all() -> None:
 def test_what_can_be_walked_only_once_is_refused(split: str) -> None:
     with pytest.raises(DataError, match=rf"task\.{split} is a generator.*only once; give a list or a DataLoader"):
         check_task(task(**{split: (b for b in [BATCH])}), model())
+
+
+@pytest.mark.parametrize("split", ["search", "confirm"])
+def test_samples_in_another_order_at_every_walk_are_refused(split: str) -> None:
+    data = TensorDataset(torch.arange(64.0).view(64, 1), torch.zeros(64, dtype=torch.long))
+    with pytest.raises(DataError, match=rf"task\.{split} yields other samples .*shuffle=False"):
+        check_order(task(**{split: DataLoader(data, batch_size=16, shuffle=True)}))
+    check_order(task(**{split: DataLoader(data, batch_size=16)}, train=DataLoader(data, batch_size=16, shuffle=True)))
+
+
+def test_nan_in_the_samples_is_not_taken_for_another_order() -> None:
+    check_order(task(search=[(torch.full((2, 3), torch.nan), None)]))
+
+
+def test_numbers_are_not_taken_for_probabilities_of_classes() -> None:
+    x = torch.rand(4, 3, 8, 8)
+    batch = [(x, torch.rand(4, 3, 8, 8))]
+    with pytest.raises(DataError, match=r"cross-entropy.*mse_loss"):
+        check_task(task(train=batch, search=batch, confirm=batch), nn.Identity())
+    check_task(task(train=batch, search=batch, confirm=batch, loss=F.mse_loss), nn.Identity())
+    soft = [(x, torch.rand(4, 3, 8, 8).softmax(1))]
+    check_task(task(train=soft, search=soft, confirm=soft), nn.Identity())

@@ -51,10 +51,11 @@ class Task:
 
     Args:
         train: Batches to learn from.
-        search: Batches that choices are made on.
-        confirm: Batches that are looked at once, at the end.
+        search: Batches that choices are made on: the same in the same order at every walk.
+        confirm: Batches that are looked at once, at the end: the same in the same order at every walk.
         metric: ``(callable, batches) -> Score``; higher is better.
-        loss: ``(output, target) -> scalar``, for training.
+        loss: ``(output, target) -> scalar``, for training; cross-entropy where the targets are classes or probabilities of
+            them, which is what it is if not given. For images or numbers give another, such as ``F.mse_loss``.
         classes: What the numbers of classes mean, for reports.
     """
 
@@ -142,6 +143,26 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
     return as_tuple(first_batch(task.search, "search")[0])
 
 
+def check_order(task: Task) -> None:
+    """Refuse splits that are shuffled or changed at random: scores of two networks are compared sample by sample.
+
+    Raises:
+        DataError: ``search`` or ``confirm`` begins otherwise when it is walked again.
+    """
+    for name in ("search", "confirm"):
+        walks = [as_tuple(first_batch(getattr(task, name), name)[0]) for _ in range(2)]
+        if not all(_equal(a, b) for a, b in zip(*walks, strict=True)):
+            raise DataError(
+                f"task.{name} yields other samples when it is walked again, and networks are compared sample by sample; give "
+                "the same in the same order: shuffle=False, and no augmentation by chance"
+            )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same; NaN is equal to NaN, which is told elsewhere."""
+    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
 def check_metric(task: Task, run: Run) -> Score:
     """Call the metric on the first batch of ``search``, so that a mistake in it shows before any work is done.
 
@@ -210,6 +231,13 @@ def _in_eval(model: nn.Module) -> Iterator[None]:
 
 
 def _check_loss(loss: Loss, output: Any, target: Any) -> None:
+    if loss is F.cross_entropy and isinstance(target, Tensor) and target.is_floating_point() and target.ndim > 1:
+        total = target.sum(1)  # cross-entropy takes numbers of the output's shape for probabilities of classes
+        if target.amin() < 0 or not torch.allclose(total, torch.ones_like(total), atol=1e-2):
+            raise DataError(
+                "task.loss is cross-entropy and task.train's targets are numbers: no classes, nor probabilities of them; give "
+                "a loss that is meant for them, e.g. Task(..., loss=torch.nn.functional.mse_loss)"
+            )
     try:
         value = loss(output, target)
     except Exception as e:

@@ -159,6 +159,14 @@ def test_asking_again_gives_what_is_there_and_another_budget_goes_on(finished: p
     assert (finished.folder / "result.json").stat().st_mtime_ns == made
 
 
+def test_more_images_to_confirm_on_are_looked_at_with_what_is_there(tmp_path: Path, finished: pj.Result) -> None:
+    shutil.copytree(finished.folder, tmp_path / "out")
+    more = task(confirm=batches(2, 4) + batches(3, 4))
+    again = pj.compress(network(), more, budget=Budget(max_drop=0.4), out=tmp_path / "out", settings=SETTINGS)
+    assert [r.data["accuracy"]["samples"] for r in (finished, again)] == [64, 128]
+    assert again.data["candidates"] == finished.data["candidates"]
+
+
 def test_the_model_is_left_alone(given: nn.Module, finished: pj.Result) -> None:
     assert finished.holds
     assert given.training

@@ -111,17 +111,23 @@ def in_points(drop: str | None) -> str | None:
         return drop
 
 
-def of_decibels(drop: str) -> bool:
-    """Whether a drop is given in dB."""
-    return drop.strip().lower().endswith("db")
-
-
 def check_unit(drop: str, task: Task, score: Score) -> None:
-    """Refuse decibels of a share, which would be taken as shares: 0.3 dB as 30 points."""
-    if of_decibels(drop) and is_share(task.metric, score):
+    """Refuse a unit that the metric has not: 0.3 dB of a share would be taken as 30 points, 1 point of a PSNR as 0.01 dB.
+
+    Args:
+        drop: As it was given; without a unit it means points.
+    """
+    unit = (in_points(drop) or "").strip().lower()
+    share = is_share(task.metric, score)
+    if share and unit.endswith("db"):
         raise RecipeError(
             f"--max-drop {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
             "metric.unit = 'dB' where it is in dB"
+        )
+    if not share and unit.endswith(("point", "points", "%")) and not unit.startswith(("0 ", "0.0 ")):
+        raise RecipeError(
+            f"--max-drop {drop}: a number without a unit means points, hundredths of a share, and the metric is none: it gave "
+            f"{score.value:.4g}; give '0.3 units' of it, or 0.3dB"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing import ranks
-from penjing.cli.app import Exclude, Json, Threads, Weights, app, bars, check_unit, in_points, network, of_decibels
+from penjing.cli.app import Exclude, Json, Threads, Weights, app, bars, check_unit, in_points, network
 from penjing.cli.launch import Devices, Nodes, together
 from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
@@ -69,7 +69,7 @@ def demo_settings() -> Settings:
 @app.command("compress")
 def compress_command(  # noqa: PLR0913 - one parameter an option
     recipe: Annotated[
-        Path | None, typer.Argument(help="A YAML file that says all this; what options say goes before it.")
+        Path | None, typer.Argument(help="A YAML file that says all this; what options say wins over it.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The network's factory, as package.module:function, or an ONNX file.")
@@ -144,7 +144,7 @@ def _run(asked: Recipe, max_drop: str | None, as_json: bool) -> None:
     for folder in (Path.cwd(), *([asked.modules] if asked.modules else [])):  # the last is looked in first
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
-    if max_drop is not None and of_decibels(max_drop):
+    if max_drop is not None:
         check_task(task, net)
         check_unit(max_drop, task, check_metric(task, net))
     result = compress(

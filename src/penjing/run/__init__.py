@@ -84,8 +84,11 @@ def _stages(crew: Crew) -> None:
 
 
 def _finished(job: Job) -> bool:
-    """Whether this very run was finished before."""
-    return (job.out / RESULT).is_file() and load_result(job.out).data["budget"] == budget_entry(job.budget)
+    """Whether this very run was finished before: under the same budget, and judged by the same samples."""
+    if not (job.out / RESULT).is_file():
+        return False
+    held = load_result(job.out).data
+    return bool(held["budget"] == budget_entry(job.budget) and held.get("judges", job.judges) == job.judges)
 
 
 def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from penjing.recipe import RECIPE, Recipe, dump_recipe
 from penjing.result import RESULT, package_version
 from penjing.search import Budget, Ledger, Timer
 from penjing.settings import Settings
-from penjing.task import Inputs, Task, as_tuple, check_metric, check_task
+from penjing.task import Inputs, Task, as_tuple, check_metric, check_order, check_task, first_batch
 
 MARK = "run.json"  # says that a folder is ours, and of which model and settings
 LOCK = "lock.json"  # what the run was made with: versions, machine, seed
@@ -57,6 +57,7 @@ class Job:
         self.threads = settings.threads or cores()
         check_weights(model)
         searched = check_task(task, model)
+        check_order(task)
         check_metric(task, model)
         self.example = tuple(x[:1] for x in searched)
         timed = repeated(self.example, settings.batch)
@@ -96,6 +97,12 @@ class Job:
                 (self.out / name).unlink(missing_ok=True)
             with suppress(OSError):  # it was there, in use
                 self.out.rmdir()
+
+    @property
+    def judges(self) -> str:
+        """What the confirm split is known by: a digest of its first batch and how many there are, as far as it says."""
+        inputs = as_tuple(first_batch(self.task.confirm, "confirm")[0])
+        return _digest(_named(inputs), str(len(self.task.confirm)) if isinstance(self.task.confirm, Sized) else "")
 
     def kept(self, name: str) -> Any | None:
         """What an earlier process of this run has left under a name; None where there is nothing."""

@@ -87,6 +87,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "budget": told.budget_entry(job.budget),
         "machine": machine() | {"threads": job.threads, "profile": job.profile.name},
         "settings": asdict(job.settings),
+        "judges": job.judges,
     }
     data["verdict"] = told.verdict(data, shipped.judgement)
     with whole_file(job.out / told.ARTIFACT) as part:
