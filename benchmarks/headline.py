@@ -77,7 +77,8 @@ def row(data: Mapping[str, Any], share: float, target: str) -> Row:
     found |= {"share": share, "batch": data["speedup"]["batch"]}
     found |= {"faster": data["speedup"]["value"], "faster_than_default": data["speedup"]["versus_default"]}
     found |= {"verdict": data["verdict"]["sentence"], "control": data["control"], "size": data["size"]}
-    return found | {"cpu_minutes": sum(e["seconds"] for e in data["training"]) * torch.get_num_threads() / 60}
+    spent = [e["seconds"] for e in data["training"] if e["run"] != "control"]
+    return found | {"cpu_minutes": sum(spent) * torch.get_num_threads() / 60}
 
 
 def told(kept: Row) -> str:

@@ -15,24 +15,33 @@ from torch import Tensor
 
 from penjing.errors import PenjingError
 
+PART = ".part"  # what names of unfinished files end with
 TORCHS = (".pt", ".pth", ".bin", ".ckpt")  # what names of files end with that torch.save wrote
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it there when the block ends well, remove it when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+def whole_file(path: Path, error: type[PenjingError] = PenjingError) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it there when the block ends well, remove it when it does not.
+
+    Raises:
+        PenjingError: It cannot be written: a file where a folder should be, no permission, no room. ``error``, where given.
+    """
     try:
-        yield part
-        with part.open("rb") as f:
-            os.fsync(f.fileno())
-        part.chmod(0o644)  # mkstemp makes files that only their owner reads
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            with part.open("rb") as f:
+                os.fsync(f.fileno())
+            part.chmod(0o644)  # mkstemp makes files that only their owner reads
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as e:
+        why = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise error(f"cannot write {path}: {why}; give a file in a folder that can be written to and has room") from e
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,8 +94,13 @@ def _of_torchs(path: Path) -> str:
 
 def remove_parts(folder: Path) -> None:
     """Remove what a killed process left unfinished."""
-    for part in folder.rglob(".*.part"):
+    for part in folder.rglob(f".*{PART}"):
         part.unlink(missing_ok=True)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a killed process left this file unfinished."""
+    return path.name.startswith(".") and path.suffix == PART
 
 
 def digest(path: Path) -> str:

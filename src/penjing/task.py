@@ -40,6 +40,8 @@ class Score:
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", float(self.value))  # of numpy or torch: JSON knows neither
         object.__setattr__(self, "samples", int(self.samples))
+        each = self.per_sample.detach().cpu() if isinstance(self.per_sample, Tensor) else self.per_sample
+        object.__setattr__(self, "per_sample", np.asarray(each))
 
 
 Metric = Callable[[Run, Batches], Score]
@@ -212,7 +214,7 @@ def as_a_file(model: nn.Module) -> Run:
 
     def run(*inputs: Tensor) -> Any:
         with torch.no_grad():
-            outputs = tree_leaves(model(*inputs))
+            outputs = [y for y in tree_leaves(model(*inputs)) if isinstance(y, Tensor)]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run

@@ -15,13 +15,14 @@ from penjing.cli.app import (
     app,
     bars,
     console,
+    images_of,
     network,
     print_json,
     say_weights,
     table_of,
 )
-from penjing.errors import DataError, RecipeError
-from penjing.export import RUNTIMES, Artifact, Runner, export, left_in_float
+from penjing.errors import DataError, ExportError, RecipeError
+from penjing.export import RUNTIMES, Artifact, Runner, export, fixed_batch, left_in_float
 from penjing.files import digest
 from penjing.measure import compare, cores
 from penjing.quant import quantize, target_named
@@ -46,13 +47,15 @@ def measure_command(
     task = load_task(data)
     example = as_tuple(first_batch(task.search, "search")[0])
     rows = []
-    artifact = Artifact(file, "onnxruntime", tuple(tuple(x[:1].shape) for x in example), True, digest(file))
+    fixed = fixed_batch(file)
+    shapes = tuple(tuple(x[: fixed or 1].shape) for x in example)
+    artifact = Artifact(file, "onnxruntime", shapes, fixed is None, digest(file))
     runs = {name: artifact.on(name).load(threads or cores()) for name in RUNTIMES}
     _check_fits(file, runs["onnxruntime"], task)
     for name, run in runs.items():
         score = task.metric(run, task.confirm)
         rows.append({"runtime": name, "what": "score", "value": f"{score.value:.4f}", "samples": score.samples})
-    for size in batch or [1, 32]:
+    for size in batch or ([1, 32] if fixed is None else [fixed]):
         inputs = tuple(x[:1].repeat(size, *[1] * (x.ndim - 1)) for x in example)
         for name, m in compare(runs, *inputs, progress=bars).items():
             rows.append({"runtime": name, "what": f"latency, batch {size}", "value": f"{m.value:.3f} ms", "samples": m.samples})
@@ -67,9 +70,9 @@ def _check_fits(file: Path, run: Runner, task: Task) -> None:
     inputs = as_tuple(first_batch(task.confirm, "confirm")[0])
     try:
         run(*inputs)
-    except Exception as e:  # the runtime's exceptions share no base class
-        shapes, said = [tuple(x.shape) for x in inputs], " ".join(str(e).split())
-        raise DataError(f"{file} does not take what task.confirm yields, inputs of shape {shapes}: {said}") from e
+    except ExportError as e:
+        shapes = [tuple(x.shape) for x in inputs]
+        raise DataError(f"{file} does not take what task.confirm yields, inputs of shape {shapes}: {e}") from e
     check_metric(task, run)
 
 
@@ -89,8 +92,7 @@ def export_command(
     net, task = network(model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
     if int8:
-        batches = [x for _, (x, _) in zip(range(8), task.train, strict=False)]
-        net = quantize(net, example, batches, target=target)
+        net = quantize(net, example, [x for x, _ in images_of(task) or ()], target=target)
     artifact = export(net, example, out, target=target)
     console.print(f"{artifact.path}: {artifact.path.stat().st_size:,} bytes, for {target}")
     if int8:

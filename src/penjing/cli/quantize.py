@@ -110,10 +110,10 @@ def _told(net: nn.Module, mix: Mix, task: Task, threads: int) -> dict[str, Any]:
     chosen, artifact = mix.chosen, mix.chosen.artifact
     before = task.metric(as_a_file(net), task.confirm)
     after = task.metric(artifact.load(threads, chosen.precision), task.confirm)
-    kernels = artifact.kernels()
+    kernels = artifact.kernels(chosen.precision)
     inputs, target = first_batch(task.confirm, "confirm")
     batch = as_tuple(inputs)
-    agreement = {name: artifact.on(name).agreement(mix.module, batch) for name in RUNTIMES}
+    agreement = {name: artifact.on(name).agreement(mix.module, batch, chosen.precision) for name in RUNTIMES}
     return {
         "file": str(artifact.path),
         "bytes": artifact.path.stat().st_size,

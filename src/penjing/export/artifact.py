@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from penjing.errors import ExportError
+from penjing.errors import ExportError, first_line
 from penjing.export import onnxruntime, openvino
 from penjing.export.kernels import Kernel
 from penjing.export.profiles import Profile, Spent, named
@@ -28,7 +28,7 @@ class Runtime(Protocol):
     def load(self, path: Path, threads: int | None, precision: str | None) -> Callable[[Arrays], Arrays]:
         """A function from input arrays to output arrays; ``precision`` is ``"f32"`` or ``None``, the runtime's default."""
 
-    def kernels(self, path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
+    def kernels(self, path: Path, shapes: Sequence[tuple[int, ...]], precision: str | None) -> list[Kernel]:
         """What runs, in order."""
 
     def profile(
@@ -55,18 +55,35 @@ class Agreement:
 
 
 class Runner:
-    """A loaded file: torch or numpy in, the same out; one output comes bare, several come as a tuple."""
+    """A loaded file: torch or numpy in, the same out; one output comes bare, several come as a tuple.
 
-    def __init__(self, call: Callable[[Arrays], Arrays], where: str) -> None:
+    A file of a fixed batch is called as often as it takes.
+    """
+
+    def __init__(self, call: Callable[[Arrays], Arrays], where: str, fixed: int | None = None) -> None:
+        """Hold the function.
+
+        Args:
+            fixed: The batch that the file was made for; None where it takes any.
+        """
         self._call = call
         self.where = where
+        self.fixed = fixed
 
     def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
-        outputs = self._call([x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs])
+        arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
+        outputs = self._call(arrays) if self.fixed in (None, len(arrays[0])) else self._in_parts(arrays, self.fixed)
         if isinstance(inputs[0], Tensor):
             tensors = [torch.from_numpy(np.array(y)) for y in outputs]
             return tensors[0] if len(tensors) == 1 else tuple(tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _in_parts(self, arrays: Arrays, size: int) -> Arrays:
+        count = len(arrays[0])
+        if count % size:
+            raise ExportError(f"the file takes {size} samples at a time, and {count} are no multiple of that; give as many")
+        parts = [self._call([a[i : i + size] for a in arrays]) for i in range(0, count, size)]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -108,12 +125,16 @@ class Artifact:
         self._check()
         runtime = RUNTIMES[self.runtime]
         where = f"{self.runtime} {runtime.version()}, {threads or 'all'} threads"
-        return Runner(runtime.load(self.path, threads, precision), where)
+        return Runner(runtime.load(self.path, threads, precision), where, None if self.dynamic else self.inputs[0][0])
 
-    def kernels(self) -> list[Kernel]:
-        """What the runtime really executes: for each layer the operation, its precision and what is fused into it."""
+    def kernels(self, precision: str | None = None) -> list[Kernel]:
+        """What the runtime really executes: for each layer the operation, its precision and what is fused into it.
+
+        Args:
+            precision: As it is loaded with; see ``load``.
+        """
         self._check()
-        found = RUNTIMES[self.runtime].kernels(self.path, self.inputs)
+        found = RUNTIMES[self.runtime].kernels(self.path, self.inputs, precision)
         return [replace(k, reason=self._reason(k)) if k.weighted and k.precision != "int8" else k for k in found]
 
     def _reason(self, kernel: Kernel) -> str:
@@ -135,10 +156,10 @@ class Artifact:
         kernels = RUNTIMES[self.runtime].profile(self.path, arrays, threads, precision, seconds / 2)
         return Profile(wall, named(self.path, kernels))
 
-    def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor]) -> Agreement:
-        """Compare the file with the torch module it was made from, on a batch of inputs."""
+    def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor], precision: str | None = None) -> Agreement:
+        """Compare the file, loaded with ``precision``, with the torch module it was made from, on a batch of inputs."""
         batches = [as_inputs(batch)]
-        return agreement(self.load(), batches, torch_outputs(module, batches))
+        return agreement(self.load(precision=precision), batches, torch_outputs(module, batches))
 
     def to_json(self) -> dict[str, Any]:
         """The artifact as JSON values."""
@@ -151,13 +172,29 @@ class Artifact:
             raise ExportError(f"{self.path} has changed since it was exported; export the network again")
 
 
+def fixed_batch(path: Path) -> int | None:
+    """The batch that an ONNX file was made for; None where it takes any.
+
+    Raises:
+        ExportError: It is no ONNX file.
+    """
+    import onnx
+
+    try:
+        inputs = onnx.load(path, load_external_data=False).graph.input
+    except Exception as e:  # of protobuf, which has none of its own for this
+        raise ExportError(f"{path} cannot be read as ONNX: {first_line(e)}") from e
+    dims = inputs[0].type.tensor_type.shape.dim if inputs else ()
+    return int(dims[0].dim_value) or None if dims else None
+
+
 def torch_outputs(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
     """What the torch module gives for each batch of inputs, in eval mode; it is left in the modes it was in."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with torch.no_grad():
-            return [tree_leaves(module(*inputs)) for inputs in batches]
+            return [[y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)] for inputs in batches]
     finally:
         for part, training in modes.items():
             part.training = training
@@ -175,7 +212,7 @@ def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequ
             largest = float(np.maximum(largest, float(error.max())))  # not a number where one of them is not
             total, values = total + float(error.sum()), values + error.numel()
             dot, ours, theirs = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
-        a, b = found[0].flatten(1), outputs[0].detach().flatten(1)
+        a, b = (y.detach().reshape(len(inputs[0]), -1) for y in (found[0], outputs[0]))
         same += int((a.argmax(1) == b.argmax(1)).sum())
         samples += len(a)
     return Agreement(largest, total / max(values, 1), dot / max((ours * theirs) ** 0.5, 1e-30), same / samples, samples)

@@ -55,20 +55,17 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     spell_out(copied)
     if profile.channels_first:
         norms_over_channels(copied)
-    try:
-        proto = _converted(copied, inputs, dims)
-        if runtime == "onnxruntime":
-            means_to_pools(proto)
-        _store_integers(proto)
-        biases_in_one_dimension(proto)
-        _integer_biases(proto)
-        pads_into_convolutions(proto)
-        reasons = name_layers(proto, module)
-        _strip(proto)
-        with whole_file(destination) as part:
-            part.write_bytes(proto.SerializeToString())
-    except OSError as e:
-        raise ExportError(f"cannot write {destination}: {e}") from e
+    proto = _converted(copied, inputs, dims)
+    if runtime == "onnxruntime":
+        means_to_pools(proto)
+    _store_integers(proto)
+    biases_in_one_dimension(proto)
+    _integer_biases(proto)
+    pads_into_convolutions(proto)
+    reasons = name_layers(proto, module)
+    _strip(proto)
+    with whole_file(destination, ExportError) as part:
+        part.write_bytes(proto.SerializeToString())
     return Artifact(destination, runtime, tuple(tuple(x.shape) for x in given), dynamic, digest(destination), reasons)
 
 
@@ -181,9 +178,14 @@ def _store_integers(proto: Any) -> None:
         stored = integers.clamp(limits.min, limits.max).to(zero.dtype)
         proto.graph.node.remove(node)
         _store(proto, node.output[0], stored)
-    used = {i for n in proto.graph.node for i in n.input}
-    for name in set(held) - used:
-        proto.graph.initializer.remove(held[name])
+    _drop_unread(proto)
+
+
+def _drop_unread(proto: Any) -> None:
+    """Leave out the weights that no operation reads any more and that are no output."""
+    used = {i for n in proto.graph.node for i in n.input} | {o.name for o in proto.graph.output}
+    for held in [t for t in proto.graph.initializer if t.name not in used]:
+        proto.graph.initializer.remove(held)
 
 
 def _store(proto: Any, name: str, integers: Tensor) -> None:
@@ -228,10 +230,10 @@ def _integer_biases(proto: Any) -> None:
         names = [f"{node.name}.bias.{leaf}" for leaf in ("integers", "scale", "zero_point")]
         for name, value in zip(names, (stored, scale, torch.zeros_like(stored)), strict=True):
             proto.graph.initializer.append(numpy_helper.from_array(value.numpy(), name))
-        proto.graph.initializer.remove(held[node.input[2]])
         node.input[2] = f"{node.name}.bias"
         dequantize = helper.make_node("DequantizeLinear", names, [node.input[2]], name=node.input[2], axis=0)
         proto.graph.node.insert(list(proto.graph.node).index(node), dequantize)
+    _drop_unread(proto)
 
 
 def _strip(proto: Any) -> None:

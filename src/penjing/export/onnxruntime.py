@@ -35,15 +35,19 @@ def load(path: Path, threads: int | None, precision: str | None) -> Callable[[li
     names = [i.name for i in session.get_inputs()]
 
     def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = session.run(None, dict(zip(names, arrays, strict=True)))
+        try:
+            outputs: list[np.ndarray] = session.run(None, dict(zip(names, arrays, strict=True)))
+        except Exception as e:  # the runtime's exceptions share no base class
+            shapes = [a.shape for a in arrays]
+            raise ExportError(f"ONNX Runtime does not take inputs of shape {shapes}: {' '.join(str(e).split())}") from e
         return outputs
 
     return run
 
 
-def kernels(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
+def kernels(path: Path, shapes: Sequence[tuple[int, ...]], precision: str | None) -> list[Kernel]:
     """See ``Runtime.kernels``: the nodes of the graph as ONNX Runtime rewrote it."""
-    del shapes
+    del shapes, precision
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:

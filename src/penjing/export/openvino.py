@@ -27,15 +27,15 @@ def load(path: Path, threads: int | None, precision: str | None) -> Callable[[li
         if shapes not in compiled:
             compiled[shapes] = _compile(core, model, shapes, settings).create_infer_request()
         outputs = compiled[shapes].infer(arrays, share_inputs=True, share_outputs=True)
-        return [np.asarray(v) for v in outputs.values()]
+        return [np.array(v) for v in outputs.values()]  # copies: the runtime writes the next answer where it wrote this one
 
     return run
 
 
-def kernels(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Kernel]:
+def kernels(path: Path, shapes: Sequence[tuple[int, ...]], precision: str | None) -> list[Kernel]:
     """See ``Runtime.kernels``: the nodes of the compiled model."""
     core = _module().Core()
-    compiled = _compile(core, _read(core, path), shapes, {"PERFORMANCE_HINT": "LATENCY"})
+    compiled = _compile(core, _read(core, path), shapes, _settings(None, precision))
     return [_kernel(op) for op in compiled.get_runtime_model().get_ordered_ops() if not _is_silent(op)]
 
 
@@ -102,6 +102,10 @@ def _read(core: Any, path: Path) -> Any:
 
 def _compile(core: Any, model: Any, shapes: Sequence[tuple[int, ...]], settings: dict[str, Any]) -> Any:
     fixed = model.clone()
+    for port, shape in zip(fixed.inputs, shapes, strict=False):  # or it takes one size for another, and answers wrongly
+        if not port.get_partial_shape().compatible(_module().PartialShape(list(shape))):
+            made = port.get_partial_shape()
+            raise ExportError(f"the file takes inputs of shape {made}, not {list(shape)}")
     try:
         fixed.reshape({port: list(shape) for port, shape in zip(fixed.inputs, shapes, strict=True)})
         return core.compile_model(fixed, "CPU", settings)

@@ -27,7 +27,8 @@ def pads_into_convolutions(proto: Any) -> None:
             chain.append(following)
         (conv, *more) = readers.get(chain[-1].output[0], [None])
         before = made.get(pad.input[0])
-        if not sizes or conv is None or more or conv.op_type != "Conv" or chain[-1].output[0] != conv.input[0]:
+        shown = any(n.output[0] in outputs for n in chain)  # somebody wants the padded map itself
+        if not sizes or shown or conv is None or more or conv.op_type != "Conv" or chain[-1].output[0] != conv.input[0]:
             continue
         _add(conv, sizes, helper)
         # Zero is on every grid, so it does not matter which comes first; and a second grid that is the first does nothing.

@@ -5,6 +5,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# torch warns of itself whenever a graph whose outputs are a dictionary is copied, wherever that happens.
+DEPRECATED = "`isinstance\\(treespec, LeafSpec\\)` is deprecated"
+warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
+
 
 @contextmanager
 def without_torchs_own_noise() -> Iterator[None]:
@@ -14,7 +18,7 @@ def without_torchs_own_noise() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
             yield
     finally:
         logger.setLevel(level)

@@ -1,5 +1,6 @@
 """What one number hides: classes given up, predictions that flipped, confidence, and accuracy on images a camera spoiled."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from penjing.errors import DataError
+from penjing.errors import DataError, PenjingError, first_line
 from penjing.measure.corruptions import CORRUPTIONS, Corruption
 from penjing.measure.paired import mcnemar, paired
 from penjing.progress import Advance, Progress, silent
@@ -140,19 +141,18 @@ def generalization(
     Classes, flips and calibration need one output ``(N, K)`` of logits or shares and integer targets ``(N,)``.
 
     Args:
-        batches: Walked once. Whole batches are taken while ``samples`` lasts, at least one (files may have a fixed batch).
+        batches: Whole batches are taken while ``samples`` lasts, at least one (files may have a fixed batch); all, where the
+            metric fails on these.
         allowed: How much of the metric may be lost; thresholds follow from it.
         severities: From 1 to 5.
         seed: Of the corruptions.
 
     Raises:
-        DataError: There is no batch, or the metric's scores of the two networks cannot be compared.
+        DataError: There is no batch, the metric fails on the samples, or its scores of the two networks cannot be compared.
         RecipeError: A severity is not between 1 and 5.
     """
-    kept = _kept(batches, samples)
     with progress("generalization", 1 + len(CORRUPTIONS) * len(severities)) as advance:
-        tapes = _Tape(before), _Tape(after)
-        clean = metric(tapes[0], kept), metric(tapes[1], kept)
+        tapes, clean, kept = _on_clean((before, after), batches, samples, metric)
         advance("clean images")
         try:
             rows, scores = _on_corrupted((before, after), kept, metric, severities, seed, advance)
@@ -188,6 +188,10 @@ class _NotImages(DataError):
     """The corruptions do not take the first inputs."""
 
 
+class _MetricError(DataError):
+    """The metric gives no number for the samples that it is given."""
+
+
 class _Tape:
     """A network that keeps the first of its outputs as it is called."""
 
@@ -202,17 +206,45 @@ class _Tape:
         return output
 
 
-def _kept(batches: Batches, samples: int) -> list[Batch]:
+def _kept(batches: Batches, samples: int | None) -> list[Batch]:
     kept: list[Batch] = []
     total = 0
     for inputs, target in batches:
         total += len(as_tuple(inputs)[0])
-        if kept and total > samples:
+        if kept and samples is not None and total > samples:
             break
         kept.append((inputs, target))
     if not kept:
         raise DataError("there is no batch to compare the networks on; give at least one (inputs, target) pair")
     return kept
+
+
+def _on_clean(
+    runs: tuple[Run, Run], batches: Batches, samples: int, metric: Metric
+) -> tuple[tuple["_Tape", "_Tape"], tuple[Score, Score], list[Batch]]:
+    """Both networks on the batches that are kept: all of them where the metric does not take fewer."""
+    for most in (samples, None):
+        kept, tapes = _kept(batches, most), (_Tape(runs[0]), _Tape(runs[1]))
+        try:
+            found = _scored(metric, tapes[0], kept), _scored(metric, tapes[1], kept)
+        except _MetricError:  # one that needs every class, perhaps, of samples that are sorted by class
+            if most is None:
+                raise
+        else:
+            break
+    return tapes, found, kept
+
+
+def _scored(metric: Metric, run: Run, batches: Sequence[Batch]) -> Score:
+    try:
+        score = metric(run, batches)
+    except PenjingError:
+        raise
+    except Exception as e:  # whatever the user's metric raises
+        raise _MetricError(f"task.metric fails with {type(e).__name__}: {first_line(e)}") from e
+    if not math.isfinite(score.value):
+        raise _MetricError("task.metric gives NaN or infinity")
+    return score
 
 
 def _corrupted(kept: Sequence[Batch], corrupt: Corruption, severity: int, generator: Generator) -> list[Batch]:
@@ -236,7 +268,7 @@ def _on_corrupted(
         for severity in severities:
             # One stream for all severities of a kind: the same noise, stronger.
             spoiled = _corrupted(kept, corrupt, severity, Generator().manual_seed(seed * 1_000_003 + k))
-            pair = metric(runs[0], spoiled), metric(runs[1], spoiled)
+            pair = _scored(metric, runs[0], spoiled), _scored(metric, runs[1], spoiled)
             rows.append(CorruptionScore(name, severity, pair[0].value, pair[1].value))
             scores.append(pair)
             advance(f"{name} {severity}")

@@ -12,7 +12,7 @@ def top1(run: Run, batches: Batches) -> Score:
     """Share of samples whose largest output, along dimension 1, is at the target's class.
 
     Raises:
-        DataError: There is no batch, or an output is not finite.
+        DataError: There is no batch, an output is not finite, or targets are neither classes nor shares of them.
     """
     right: list[np.ndarray] = []
     with torch.no_grad():
@@ -29,4 +29,12 @@ def top1(run: Run, batches: Batches) -> Score:
 
 def _hits(output: Tensor, target: Tensor) -> Tensor:
     """For each sample the share of its positions that are right; one position where targets have no more dimensions."""
-    return (output.argmax(1) == target).double().reshape(len(target), -1).mean(1)
+    said, target = output.argmax(1), torch.as_tensor(target)
+    if target.shape == output.shape:  # one-hot, or shares of classes
+        target = target.argmax(1)
+    if target.shape != said.shape:
+        raise DataError(
+            f"targets of shape {tuple(target.shape)} do not go with outputs of shape {tuple(output.shape)}: top1 takes "
+            f"classes, of shape {tuple(said.shape)}, or shares of classes, of the shape of the outputs"
+        )
+    return (said == target).double().reshape(len(target), -1).mean(1)

@@ -52,10 +52,7 @@ def save(path: str | Path, small: nn.Module, plan: ChannelPlan, example: Tensor 
         "example": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in inputs],
         "plan": plan.to_json(),
     }
-    try:
-        write_tensors(Path(path), tensors, about)
-    except OSError as e:
-        raise PenjingError(f"cannot write {path}: {e}; give a file in a folder that can be written to") from e
+    write_tensors(Path(path), tensors, about)
 
 
 def load(path: str | Path, factory: Factory) -> nn.Module:

@@ -73,7 +73,7 @@ def calibrate(
     if not watch.samples:
         raise DataError("calibration is empty: it yields no batch; give a few hundred images")
     _check_inputs(module, watch.values)
-    return Seen(watch.values, {name: total / watch.samples for name, total in watch.totals.items()}, watch.lowest)
+    return Seen(watch.values, {name: total / watch.counts[name] for name, total in watch.totals.items()}, watch.lowest)
 
 
 def together(
@@ -129,18 +129,20 @@ class _Watch(fx.Interpreter):
         self.values = {name: make() for name in values}
         self.means, self.least = means, least
         self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}  # rows that the totals are of: a network may fold other dims into the batch
         self.lowest: dict[str, Tensor] = {}
         self.samples = 0
 
     def gather(self) -> None:
         """Take in what the other processes saw."""
-        mine = self.values, self.totals, self.lowest, self.samples
-        (self.values, self.totals, self.lowest, self.samples), *others = ranks.gathered(mine)
-        for values, totals, lowest, samples in others:
+        mine = self.values, self.totals, self.counts, self.lowest, self.samples
+        (self.values, self.totals, self.counts, self.lowest, self.samples), *others = ranks.gathered(mine)
+        for values, totals, counts, lowest, samples in others:
             for name, observer in self.values.items():
                 observer.merge(values[name])
             for name, total in totals.items():
                 self.totals[name] = self.totals.get(name, 0) + total
+                self.counts[name] = self.counts.get(name, 0) + counts[name]
             for name, low in lowest.items():
                 self.lowest[name] = torch.minimum(self.lowest.get(name, low), low)
             self.samples += samples
@@ -179,6 +181,7 @@ class _Watch(fx.Interpreter):
             if n.name in self.means:
                 mean = value.mean(others) * value.shape[0]
                 self.totals[n.name] = self.totals.get(n.name, 0) + mean
+                self.counts[n.name] = self.counts.get(n.name, 0) + value.shape[0]
             else:
                 least = value.amin(others)
                 self.lowest[n.name] = torch.minimum(self.lowest.get(n.name, least), least)

@@ -56,7 +56,7 @@ def insert_grid(module: fx.GraphModule, node: fx.Node, name: str, grid: Grid) ->
 
 
 def _lasting_dims(scale: Tensor) -> list[int]:
-    return [d for d, n in enumerate(scale.shape) if n > 1] or ([0] if scale.ndim else [])
+    return [d for d, n in enumerate(scale.shape) if n > 1]
 
 
 def _call(graph: fx.Graph, after: fx.Node, target: object, args: tuple[object, ...]) -> fx.Node:

@@ -174,16 +174,18 @@ class Quantizer:
         return self.seen.values[name].typical_lost(self._value_grid(name, target, self.scheme.value_bits))
 
     def _insert_weights(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
-        nodes, done = {n.name: n for n in module.graph.nodes}, set[str]()
+        nodes = {n.name: n for n in module.graph.nodes}
         edges = self._edges(placement)
-        for name, axis in placement.weights.items():
-            weight = nodes[name].args[1]
-            if weight.name not in done:
-                done.add(weight.name)
-                bits = min(target.weight_bits, self.scheme.edge_bits if name in edges else self.scheme.weight_bits)
-                grid = weight_grid(tensor(module, weight).detach(), axis, bits, self.scheme)
+        readers: dict[fx.Node, list[str]] = {}  # of each weight, which may serve several layers
+        for name in placement.weights:
+            readers.setdefault(nodes[name].args[1], []).append(name)
+        for weight, names in readers.items():
+            edge = not edges.isdisjoint(names)
+            bits = min(target.weight_bits, self.scheme.edge_bits if edge else self.scheme.weight_bits)
+            grid = weight_grid(tensor(module, weight).detach(), placement.weights[names[0]], bits, self.scheme)
+            for name in names:
                 grid = self._with_room(grid, module, nodes[name], placement, target)
-                insert_grid(module, weight, weight.name, grid)
+            insert_grid(module, weight, weight.name, grid)
 
     def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}

@@ -70,6 +70,9 @@ def tiles(result: Result, metric: Metric) -> list[Tile]:
 def _accuracy_tile(accuracy: Result, metric: Metric) -> Tile:
     """What was lost; a gain is not written as a negative loss."""
     drop, low, high, sure = accuracy["drop"], accuracy["low"], accuracy["high"], _confidence(accuracy)
+    if low is None or high is None:
+        how, change = ("lost", drop) if drop >= 0 else ("gained", -drop)
+        return Tile(metric.change(change), f"{metric.amount} {how}", "one value in all tells nothing of its chance")
     if drop >= 0:
         note = f"with {sure} confidence at most {metric.change(high)}, at least {metric.change(low)}"
         return Tile(metric.change(drop), f"{metric.amount} lost", note)
@@ -84,10 +87,8 @@ def _confidence(accuracy: Result) -> str:
 def rows(result: Result, metric: Metric) -> list[Row]:
     """The score, the original trained on for as long, and the sizes."""
     accuracy, control = result["accuracy"], result.get("control")
-    change, interval = (
-        _signed(-accuracy["drop"], metric),
-        f"{metric.change(-accuracy['high'])} to {metric.change(-accuracy['low'])}",
-    )
+    change, ends = _signed(-accuracy["drop"], metric), (accuracy["high"], accuracy["low"])
+    interval = "" if None in ends else " to ".join(metric.change(-end) for end in ends)
     measured = f"{accuracy['metric']}, {accuracy['samples']:,} samples"
     what, after = _capital(metric.noun), metric.score(accuracy["after"])
     found = [Row(what, metric.score(accuracy["before"]), after, change, measured, interval)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from penjing import ranks
 from penjing.errors import RecipeError
-from penjing.files import read_json, remove_parts, write_json
+from penjing.files import is_part, read_json, remove_parts, write_json
 from penjing.graph import check_weights
 from penjing.measure import cores, machine
 from penjing.progress import Progress
@@ -123,7 +123,7 @@ class Job:
 
     def _check_folder(self) -> None:
         """Refuse a folder that is not ours."""
-        self.new = not (self.out.is_dir() and any(self.out.iterdir()))
+        self.new = not (self.out.is_dir() and any(not is_part(p) for p in self.out.iterdir()))
         if not self.new:
             mark = self.out / MARK
             if not mark.is_file():

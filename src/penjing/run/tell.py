@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 import penjing.result as told
+from penjing.errors import DataError
 from penjing.export import RUNTIMES, Artifact, agreement, left_in_float, torch_outputs
 from penjing.files import whole_file, write_json
 from penjing.graph import capture
@@ -105,9 +106,9 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
     with job.stage("compare with torch"):
         inputs = [as_tuple(x) for x, _ in job.task.confirm]
         expected = torch_outputs(shipped.module, inputs)
-        found = {n: agreement(artifact.on(n).load(job.threads), inputs, expected) for n in RUNTIMES}
+        found = {n: agreement(artifact.on(n).load(job.threads, shipped.precision), inputs, expected) for n in RUNTIMES}
         agree = {n: asdict(a) | ({} if classes else {"argmax": None}) for n, a in found.items()}
-        kernels = {name: artifact.on(name).kernels() for name in RUNTIMES}
+        kernels = {name: artifact.on(name).kernels(shipped.precision) for name in RUNTIMES}
     old, new = capture(job.model, job.example), capture(shipped.net.module, job.example)
     profiles = [
         a.profile(*job.timer.inputs, threads=job.threads, precision=p, seconds=2 * job.settings.seconds)
@@ -141,7 +142,8 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
 def _timings(job: Job, original: Artifact, shipped: Shipped) -> dict[tuple[str, int], dict[str, Any]]:
     table: dict[tuple[str, int], dict[str, Any]] = {}
     files = ((told.FP32, original, "f32"), (told.DEFAULT, original, None), (told.SMALL, shipped.artifact, shipped.precision))
-    for batch in sorted({job.settings.batch, *job.settings.report_batches}):
+    others = job.settings.report_batches if original.dynamic and shipped.artifact.dynamic else ()
+    for batch in sorted({job.settings.batch, *others}):
         keys = {f"{runtime} {net}": (runtime, net) for runtime in RUNTIMES for net, _, _ in files}
         runs = {f"{r} {net}": a.on(r).load(job.threads, p) for r in RUNTIMES for net, a, p in files}
         inputs = repeated(job.example, batch)
@@ -169,16 +171,20 @@ def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str,
     if not job.settings.generalization:
         return None
     with job.stage("see whether it generalizes") as said:
-        found = generalization(
-            baseline.artifact.load(job.threads, "f32"),
-            shipped.artifact.load(job.threads, shipped.precision),
-            job.task.confirm,
-            job.task.metric,
-            allowed=job.budget.max_drop or 0.0,
-            samples=job.settings.generalization,
-            seed=job.settings.seed,
-            progress=job.progress,
-        ).to_json()
+        try:
+            found = generalization(
+                baseline.artifact.load(job.threads, "f32"),
+                shipped.artifact.load(job.threads, shipped.precision),
+                job.task.confirm,
+                job.task.metric,
+                allowed=job.budget.max_drop or 0.0,
+                samples=job.settings.generalization,
+                seed=job.settings.seed,
+                progress=job.progress,
+            ).to_json()
+        except DataError as e:  # no reason to lose the run
+            said["gave"] = f"not known: {e}"
+            return None
         said["gave"] = f"{len(found['warnings'])} warnings"
     return forgotten(found, job.task)
 

@@ -7,6 +7,7 @@ times of the first.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Ledger:
     def write(self, conditions: Mapping[str, Any], entries: Mapping[str, Any], *, fresh: bool = False) -> dict[str, Any]:
         """Add entries to a shelf; what is there under the same name stays, so that all runs see the first number.
 
+        Where the folder cannot be written to, this is a warning, and they are known to the caller alone.
+
         Args:
             fresh: Whether what is there is replaced all the same.
 
@@ -45,7 +48,10 @@ class Ledger:
         """
         held = self.read(conditions)
         merged = {**held, **entries} if fresh else {**entries, **held}
-        write_json(self._path(conditions), {"conditions": dict(conditions), "entries": merged})
+        try:
+            write_json(self._path(conditions), {"conditions": dict(conditions), "entries": merged})
+        except PenjingError as e:  # no reason to lose what was measured
+            warnings.warn(f"times are not kept for later runs: {e}, named by {FOLDER}", stacklevel=2)
         return merged
 
     def _path(self, conditions: Mapping[str, Any]) -> Path:

@@ -60,7 +60,7 @@ class Mix:
 
     def kernels(self) -> list[Kernel]:
         """What the runtime executes, with the reason of every layer in float."""
-        return self.chosen.artifact.kernels()
+        return self.chosen.artifact.kernels(self.chosen.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
