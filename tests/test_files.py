@@ -150,3 +150,14 @@ def test_weights_that_torch_saved_are_told_how_to_become_safetensors(tmp_path: P
     assert torch.equal(read_tensors(tmp_path / "w.safetensors")[0]["t"], torch.ones(2))
     with pytest.raises(PenjingError, match=r"give a \.safetensors file$"):
         read_tensors(tmp_path / "absent.pt")
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in ("file/a.json", "folder"):
+        with pytest.raises(PenjingError, match=f"cannot write .*{place}.*can be written to"):
+            write_json(tmp_path / place, 1)
+        with pytest.raises(PenjingError, match=f"cannot write .*{place}"):
+            write_tensors(tmp_path / place, {"a": torch.zeros(1)})
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}

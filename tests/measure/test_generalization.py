@@ -250,3 +250,19 @@ def test_mistakes_are_told() -> None:
         generalization(columns, columns, [], top1, allowed=0.0)
     with pytest.raises(RecipeError, match="severity is 7"):
         generalization(columns, columns, images_of(3, 4), top1, allowed=0.0, severities=(7,))
+
+
+def picky(run: Run, batches: Batches) -> Score:
+    """A metric that needs every class."""
+    if len(torch.cat([y for _, y in batches]).unique()) < 4:
+        raise ValueError("Only some classes present")
+    return top1(run, batches)
+
+
+def test_a_metric_that_needs_every_class_gets_all_samples_where_these_are_sorted() -> None:
+    x, y = (torch.cat(parts) for parts in zip(*images_of(4, 50), strict=True))
+    order = y.argsort()
+    batches = list(zip(x[order].split(50), y[order].split(50), strict=True))
+    assert generalization(columns, columns, batches, picky, allowed=0.0, samples=100).samples == 200
+    with pytest.raises(DataError, match=r"task\.metric fails with ValueError: Only some classes present"):
+        generalization(columns, columns, batches[:2], picky, allowed=0.0, samples=100)

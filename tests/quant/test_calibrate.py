@@ -71,3 +71,21 @@ def test_no_more_are_run_together_than_memory_is_meant_for() -> None:
     large = [torch.zeros(1, 3, 300, 600)] * 3  # of half a million numbers each
     assert [count for _, count in together(network(), large)] == [1, 1, 1]
     assert [count for _, count in together(network(), [x[..., :500] for x in large])] == [2, 1]
+
+
+def test_means_are_of_all_rows_where_others_are_folded_into_the_batch() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.conv(x.flatten(0, 1)).relu()
+            return found
+
+    net = capture(Frames(), torch.randn(2, 5, 3, 12, 12)).module
+    (name,) = (n.name for n in net.graph.nodes if n.name == "relu")
+    x = torch.randn(4, 5, 3, 12, 12)
+    found = calibrate(net, [x[:1], x[1:]], set(), MinMax, means={name})
+    with torch.no_grad():
+        torch.testing.assert_close(found.means[name], net(x).mean((0, 2, 3)))

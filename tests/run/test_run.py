@@ -27,6 +27,7 @@ from penjing.run import candidates
 from penjing.run.job import Job
 from penjing.run.training import Start
 from penjing.search import Budget
+from penjing.task import Batches, Run, Score
 
 telling = importlib.import_module("penjing.run.tell")
 SETTINGS = pj.Settings(
@@ -319,11 +320,30 @@ def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(
     assert chosen["compressed"]["top1"].value == net.data["accuracy"]["after"]
 
 
+def test_a_metric_of_one_number_in_all_can_be_told(tmp_path: Path) -> None:
+    def overall(run: Run, batches: Batches) -> Score:
+        found = pj.measure.top1(run, batches)
+        return Score(found.value, 1, np.array([found.value]))
+
+    asked = replace(SETTINGS, epochs=0, generalization=0)
+    net = pj.compress(
+        network(),
+        replace(task(), metric=overall),
+        budget=Budget(max_drop=0.9, bytes="0.5x"),
+        out=tmp_path / "o",
+        settings=asked,
+    )
+    assert net.data["accuracy"]["high"] is None
+    assert "one value in all tells nothing of its chance" in (net.folder / "report.html").read_text()
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, finished: pj.Result) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="holds something else"):
         pj.compress(network(), task(), out=tmp_path, settings=SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / "thesis.txt").rename(tmp_path / ".run.json.x7.part")  # as a kill at the very first write leaves it
+    assert Job(network(), task(), Budget(), "onnxruntime", tmp_path, SETTINGS, silent).new
     faster = replace(SETTINGS, epochs=3, training=replace(SETTINGS.training, lr=0.5))
     with pytest.raises(
         RecipeError, match=r"a run with settings\.epochs 2 .now 3., settings\.training\.lr 0\.02 .now 0\.5.; choose"

@@ -47,3 +47,9 @@ def test_it_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv(FOLDER, str(tmp_path / "there"))
     Ledger().write(HERE, {"x": 1.5})
     assert Ledger(tmp_path / "there").read(HERE) == {"x": 1.5}
+
+
+def test_a_folder_that_cannot_be_written_to_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=f"times are not kept for later runs: cannot write .*{FOLDER}"):
+        assert Ledger(tmp_path / "file").write(HERE, {"x": 1.5}) == {"x": 1.5}
