@@ -23,6 +23,6 @@ def test_the_teachers_accuracy_is_the_one_that_its_recipe_measured() -> None:
 
 def test_every_file_that_the_readme_names_is_there() -> None:
     text = (ROOT / "README.md").read_text()
-    named = [part.split(")")[0] for part in text.split("](")[1:]]
+    named = [part.split(")")[0].split("#")[0] for part in text.split("](")[1:]]
     assert named
     assert [n for n in named if not (ROOT / n).exists()] == []
