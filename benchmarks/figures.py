@@ -179,13 +179,19 @@ def frontier() -> str:
 
 def headline() -> str:
     told = []
-    for name, r in read_json(HERE / "headline.json")["rows"].items():
-        trained = f", {r['cpu_minutes']:.0f} CPU-minutes of training" if r["cpu_minutes"] else ""
-        told.append(
-            f"{name}{trained}: {r['faster']:.1f} times faster than fp32 ({r['faster_than_default']:.1f} than the default "
-            f"precision), {r['drop']:.2f} points lost of 10,000 images"
-        )
-    return f"- **The demo's network on all of Fashion-MNIST**, batch 32: {'; '.join(told)} ([table](benchmarks/headline.md))."
+    for where, rows in read_json(HERE / "headline.json").items():
+        parts = []
+        for name, r in rows.items():
+            trained = f", {r['cpu_minutes']:.0f} CPU-minutes of training" if r["cpu_minutes"] else ""
+            parts.append(
+                f"{name}{trained}: {r['faster']:.1f} times faster than fp32 ({r['faster_than_default']:.1f} than the default "
+                f"precision) for {r['drop']:.2f} points"
+            )
+        told.append(f"on {where}: {'; '.join(parts)}")
+    return (
+        "- **The demo's network on all of Fashion-MNIST**, batch 32, points lost of 10,000 images: "
+        f"{'. And '.join(told)} ([table](benchmarks/headline.md))."
+    )
 
 
 def block() -> str:

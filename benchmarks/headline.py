@@ -113,8 +113,9 @@ def _line(where: str, name: str, r: Row) -> str:
         f"{r['faster']:.2f}",
         f"{r['faster_than_default']:.2f}",
     ]
+    minutes = f"{r['cpu_minutes']:.1f}{', the control included' if r.get('control_counted') else ''}"
     cells += [f"{r['size'][k][0] / r['size'][k][1]:.1f}x less" if "size" in r else "" for k in ("macs", "bytes")]
-    return f"| {' | '.join([*cells, format(r['cpu_minutes'], '.1f'), control])} |"
+    return f"| {' | '.join([*cells, minutes, control])} |"
 
 
 def main(words: Sequence[str]) -> None:

@@ -38,6 +38,7 @@ SPREAD = {  # what is known of how much its numbers vary
     "sparsity": "Latency: the 10th and 90th percentile of turns in the JSON. Accuracy: one run each, unless said otherwise.",
     "training_overhead": "Quartiles of the ratios over turns.",
 }
+SEVERAL = ("headline",)  # that were measured on more than one machine
 RESULTS = (".md", ".json", ".csv", ".png")
 PARTS = ("python", "torch", "onnxruntime", "openvino", "timm", "nncf", "torchdistill")
 
@@ -65,7 +66,8 @@ def _section(b: Benchmark) -> str:
     parts = [f"## {b.name}\n", about, command]
     if not files:
         return "\n".join([*parts, PENDING])
-    facts = [f"- Raw results: {raw}", f"- Machine: {_machine(b.name)}", f"- Spread: {SPREAD.get(b.name, 'not stated')}"]
+    where = "named in the table" if b.name in SEVERAL else _machine(b.name)
+    facts = [f"- Raw results: {raw}", f"- Machine: {where}", f"- Spread: {SPREAD.get(b.name, 'not stated')}"]
     return "\n".join([*parts, "\n".join(facts) + "\n", _shown(b.name)])
 
 
