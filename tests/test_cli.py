@@ -2,11 +2,13 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import penjing as pj
 from penjing.cli import compress, demo_budget, demo_settings, demo_task, main
@@ -358,6 +360,31 @@ def test_a_metric_that_refuses_gradients_scores_a_module(here: Path, capsys: pyt
     assert penjing("quantize", *words, "--no-placements", "--out", "graded.onnx", "--json") == 0
     told = json.loads(capsys.readouterr().out)["score"]
     assert (told["samples"], told["change"].split()[1]) == (512, "dB")
+
+
+class FourAtATime(nn.Module):
+    """A loop over the samples, which a graph can only hold for as many as it was read with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24 * 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.layer(x[i].flatten()) for i in range(x.shape[0])])
+
+
+def test_measure_a_file_of_a_fixed_batch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = FourAtATime().eval()
+    pj.export(net, torch.zeros(4, 1, 24, 24), here / "four.onnx")
+    assert penjing("measure", "four.onnx", "--data", "own_model:task", "--threads", "1", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    own = import_module("own_model").task()
+    wanted = pj.measure.top1(lambda x: net(x).detach(), own.confirm)
+    scores = [float(r["value"]) for r in rows if (r["what"], r["samples"]) == ("score", 512)]
+    assert scores == pytest.approx(2 * [wanted.value], abs=0.01)  # OpenVINO computes in bfloat16 where it can
+    assert {r["what"] for r in rows if "latency" in r["what"]} == {"latency, batch 4"}
+    assert penjing("measure", "four.onnx", "--data", "own_model:task", "--threads", "1", "--batch", "3") == 2
+    assert "takes 4 samples at a time" in capsys.readouterr().err
 
 
 def test_python_dash_m(tmp_path: Path) -> None:
