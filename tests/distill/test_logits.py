@@ -239,3 +239,14 @@ def test_outputs_without_classes_are_refused_where_they_are_compared(
 def test_outputs_without_a_tensor_are_refused(make: Callable[[], TeacherLoss]) -> None:
     with pytest.raises(ModelError, match="hold a tensor"):
         make().prepare(Lesson({}, {}))
+
+
+def test_imitate_settles_once_whether_targets_are_classes() -> None:
+    torch.manual_seed(0)
+    output, taught = torch.randn(4, 3), torch.randn(4, 3)
+    one, two = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    loss = imitate()
+    loss.prepare(Lesson(output, taught, two))
+    assert loss(Lesson(output, taught, one)) == logit_mse()(Lesson(output, taught, one))
+    loss.prepare(Lesson(output, taught, one))
+    assert loss(Lesson(output, taught, two)) == kl(4.0)(Lesson(output, taught, two))

@@ -298,3 +298,14 @@ def test_biases_stay_where_a_constant_does_not_come_through(model: nn.Sequential
     absorb_biases(module, least(module, x))
     assert torch.equal(module.get_parameter("0.bias"), model[0].bias)
     assert_same(module, model, x)
+
+
+@pytest.mark.parametrize("tokens", [5, 8])
+def test_biases_of_layers_over_tokens_are_not_absorbed_by_tokens(tokens: int) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval().double()
+    x = torch.randn(16, tokens, 6, dtype=torch.float64)
+    module = read(net, x)
+    first = next(n for n in module.graph.nodes if n.target is aten.linear.default)
+    with torch.no_grad():
+        absorb_biases(module, {first.name: net[0](x).amin((0, 2)).clamp(min=0.5)})
+    assert_same(module, net, x)

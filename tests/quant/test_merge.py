@@ -140,3 +140,12 @@ def test_convolutions_of_all_parts_become_one_in_groups() -> None:
 )
 def test_other_parts_stay(model: Callable[[], nn.Module]) -> None:
     assert merged(model(), X) == (2, 2)
+
+
+def test_a_sum_that_spreads_one_branch_over_the_other_is_left_alone() -> None:
+    net = Sum(nn.Conv2d(3, 4, 8), nn.Conv2d(3, 4, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    module = capture(net, x).module
+    merge(module)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), net(x))

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from penjing.data import augmentation
-from penjing.distill import Ramp, hint, imitate, kl, weighted, with_labels
+from penjing.distill import Ramp, dist, dkd, hint, imitate, kl, weighted, with_labels
 from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError
 from penjing.files import read_tensors
+from penjing.measure import top1
 from penjing.quant import Scheme, quantize
 from penjing.quant.learned import learn_steps, trained_steps, weight_grids
 from penjing.task import Batches, Score, Task
@@ -652,7 +653,7 @@ def test_augmentation_is_seen_by_teacher_and_student_alike() -> None:
     settings = replace(SETTINGS, mixup=0.4)
     teacher, student = Looking("teacher"), Looking("student")
     fit(student, task(), epochs=1, teacher=teacher, loss=kl(), settings=settings, augment=lambda x: x + torch.rand(()))
-    steps = [[x for x in values if len(x) == 8] for values in seen.values()]
+    steps = [[x for x in values if len(x) == 8][1:] for values in seen.values()]  # the first is the rehearsal's
     assert len(steps[0]) == len(steps[1]) == 3
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
     assert all(not torch.allclose(a, x) for a, (x, _) in zip(steps[0], batches(), strict=True))
@@ -701,7 +702,7 @@ def test_logs_hold_every_epoch_once(tmp_path: Path) -> None:
 
 def test_a_teacher_of_other_classes_and_a_module_that_is_not_there_are_named() -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 4))
-    with pytest.raises(ModelError, match=r"\(2, 3\).*\(2, 4\)"):
+    with pytest.raises(ModelError, match=r"\(8, 3\).*\(8, 4\)"):
         fit(network(), task(), epochs=1, teacher=other, loss=kl())
     with pytest.raises(ModelError, match="no module 'head'"):
         fit(network(), task(), epochs=1, teacher=network(), loss=hint("head", "4"))
@@ -733,3 +734,66 @@ def test_a_teacher_of_several_outputs_per_position_is_followed() -> None:
     unlabeled = task([(x, None) for x, _ in batches()])
     fit(student, unlabeled, epochs=20, teacher=teacher, loss=loss, settings=SETTINGS, on_epoch=seen.append)
     assert seen[-1].loss < 0.1 * seen[0].loss
+
+
+@pytest.mark.parametrize("loss", [dkd(), imitate(), dist(), kl()])
+def test_losses_that_look_at_labels_take_batches_of_any_size(loss: Any) -> None:
+    assert fit(network(), task(), epochs=1, teacher=network(), loss=loss, settings=SETTINGS)
+
+
+class Said(nn.Module):
+    """A network whose output has a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self.net(x)}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("net", [network, Said])
+def test_the_metric_sees_what_a_file_would_answer(net: Callable[[], nn.Module], precision: str) -> None:
+    kinds: list[Any] = []
+
+    def metric(run: Any, held: Batches) -> Score:
+        kinds.append({run(x).dtype for x, _ in held})
+        return top1(run, held)
+
+    whole = replace(task(loss=lambda y, t: F.cross_entropy(y["y"] if isinstance(y, dict) else y, t)), search=batches())
+    settings = Training(precision=precision, lr=0.1, keep="best")
+    trained = fit(net(), replace(whole, metric=metric), epochs=2, settings=settings)
+    assert kinds == 2 * [{torch.float64 if precision == "64-true" else torch.float32}]
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}  # as it came
+
+
+def test_what_cannot_be_mixed_is_not_mixed_and_says_so() -> None:
+    x, y = data()
+    seen: list[Any] = []
+
+    def loss(output: Tensor, target: Any) -> Tensor:
+        seen.append(target["y"])
+        return F.cross_entropy(output, target["y"])
+
+    settings = replace(SETTINGS, mixup=0.5)
+    with pytest.warns(UserWarning, match="samples are not mixed, since the targets are neither floats nor class numbers"):
+        plain = fit(network(), task([(x, {"y": y})], loss), epochs=1, settings=settings)
+    assert torch.equal(seen[-1], y)
+    assert same(plain, fit(network(), task([(x, {"y": y})], loss), epochs=1, settings=SETTINGS))
+    ones = F.one_hot(y, 3).float()
+    fit(network(), task([(x, {"y": ones})], loss), epochs=1, settings=settings)
+    assert ((seen[-1] > 0) & (seen[-1] < 1)).any()  # mixed with the images
+
+
+def test_mistakes_that_torch_tells_in_its_own_words_are_told_in_ours() -> None:
+    with pytest.raises(ModelError, match="no parameter of Sequential is trained"):
+        fit(network().requires_grad_(False), task(), epochs=1, settings=SETTINGS)
+    with pytest.raises(RecipeError, match=r"training\.cutmix cuts boxes, and inputs of shape \(4, 6\) have no places"):
+        vectors = [(torch.randn(4, 6), torch.zeros(4).long())]
+        fit(nn.Linear(6, 3), task(vectors), epochs=1, settings=replace(SETTINGS, cutmix=0.5))
+    with pytest.raises(DataError, match=r"batch 2 of task\.train has a single sample"):
+        uneven = [(torch.randn(n, 6), torch.zeros(n).long()) for n in (4, 1)]
+        fit(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), task(uneven), epochs=1, settings=SETTINGS)
+    with pytest.raises(DataError, match=r"task\.train is int"):
+        fit(network(), task(3), epochs=1, settings=SETTINGS)  # type: ignore[arg-type]

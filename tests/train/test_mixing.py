@@ -67,3 +67,17 @@ def test_soft_labels_are_probabilities() -> None:
     torch.testing.assert_close(found[0, :, 1], torch.tensor([0.05, 0.05, 0.85, 0.05]))
     floats = torch.randn(3)
     assert soft(floats, 4, 0.2) is floats
+
+
+def test_positions_without_a_class_get_no_probability() -> None:
+    target = torch.tensor([[0, 2, 255, -100]])
+    found = soft(target, 3, 0.3)
+    assert found.shape == (1, 3, 4)
+    torch.testing.assert_close(found.sum(1), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+
+
+def test_labels_are_not_taken_for_positions() -> None:
+    torch.manual_seed(0)
+    labels = torch.eye(4)
+    found = cutmix(4, (4,), CPU)(labels, labels=True)
+    torch.testing.assert_close(found.sum(1), torch.ones(4))

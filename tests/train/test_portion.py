@@ -1,10 +1,12 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import penjing as pj
 from penjing.data import ImageBatches, LabelledImages
@@ -31,7 +33,17 @@ def test_a_portion_is_the_loader_cut_short() -> None:
     assert loader.epoch == 5
     assert [y.tolist() for _, y in part] == [y.tolist() for _, y in loader][:3]
     assert not part.fixed
-    assert Portion([1, 2, 3], 2).fixed  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("loader", [list(range(10)), DataLoader(TensorDataset(torch.arange(10)), batch_size=1)])
+def test_of_a_fixed_order_every_walk_goes_on_where_the_last_one_stopped(loader: Any) -> None:
+    part, epochs = portioned(loader, 11)
+    seen = []
+    for epoch in range(epochs):
+        part.set_epoch(epoch)  # type: ignore[attr-defined]
+        seen += [int(b if isinstance(b, int) else b[0]) for b in part]
+    assert seen == [*range(10), 0, 1]
+    assert not part.fixed  # type: ignore[attr-defined]
 
 
 def test_a_step_takes_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

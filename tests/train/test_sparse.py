@@ -1,9 +1,11 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from penjing.distill import kl
 from penjing.errors import ModelError, RecipeError, TrainingError
 from penjing.prune.sparsify import sparsify
+from penjing.quant import Scheme, learn_steps, quantize
+from penjing.task import Score
 from penjing.train import Epoch, Training, fit
 from penjing.train.sparse import ACDC, GradualMagnitude, GradualMovement, RigL, SparseRun, Sparsity
 from penjing.train.state import Learner
@@ -275,3 +279,33 @@ def test_a_model_that_cannot_be_cut_is_refused() -> None:
         frozen[layer].requires_grad_(False)
     with pytest.raises(ModelError, match="none of the weights to cut is trained"):
         fit(frozen, task(), epochs=1, settings=SETTINGS, sparsity=RigL())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_density_is_reached_however_many_batches_make_a_step(way: str, accumulate: int) -> None:
+    settings = replace(SETTINGS, accumulate=accumulate)
+    five = task([*batches(), *batches()[:2]])
+    net = fit(network(), five, epochs=6, settings=settings, sparsity=WAYS[way](density=0.3))
+    assert sum(kept(net).values()) / TOTAL == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("more", [{"keep": "best"}, {"patience": 1}])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_best_network_is_one_of_those_that_are_sparse(way: str, more: dict[str, Any]) -> None:
+    falling = itertools.count(1)
+    worse = replace(task(), search=batches(), metric=lambda _run, _batches: Score(1 / next(falling), 1, np.zeros(1)))
+    net = fit(network(), worse, epochs=8, settings=replace(SETTINGS, **more), sparsity=WAYS[way](density=0.3))
+    assert sum(kept(net).values()) / TOTAL == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+@pytest.mark.parametrize("kind", ["whole", "blocks", "learned"])
+def test_weights_behind_grids_are_found(kind: str, padding: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=padding), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(4, 4, 6, 6)
+    scheme = Scheme(block=4, weight_bits=4) if kind == "blocks" else Scheme()
+    module = quantize(net, x[:1], [x], scheme=scheme)
+    module = learn_steps(module) if kind == "learned" else module
+    cut = sparsify(module, density=0.25)
+    assert {n: int(p.count_nonzero()) for n, p in cut.named_parameters() if p.ndim > 1} == {"0.weight": 72, "2.weight": 8}

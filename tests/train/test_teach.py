@@ -160,3 +160,12 @@ def test_a_student_that_is_drawn_anew_goes_on_with_what_is_there(tmp_path: Path)
     torch.manual_seed(99)
     other = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4, 3))
     assert same(teach(network(), other, own(), tmp_path, lessons=LESSONS).student, expected.student)
+
+
+def test_the_arguments_are_left_alone(tmp_path: Path) -> None:
+    nets = network().train(), pupil().train()
+    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
+    for _ in range(2):  # the second time from the files
+        teach(*nets, own(), tmp_path, lessons=LESSONS)
+        assert all(net.training for net in nets)
+        assert all(torch.equal(v, b[k]) for net, b in zip(nets, before, strict=True) for k, v in net.state_dict().items())

@@ -172,9 +172,15 @@ class _Imitate(_OnOutputs):
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.classes, self.values = kl(temperature), logit_mse()
+        self.known: bool | None = None  # whether targets are classes: settled once, lest a batch looks so by chance
+
+    def prepare(self, lesson: Lesson) -> None:
+        super().prepare(lesson)
+        self.known = is_classes(lesson.output, lesson.target)
 
     def forward(self, lesson: Lesson) -> Tensor:
-        found: Tensor = (self.classes if is_classes(lesson.output, lesson.target) else self.values)(lesson)
+        known = is_classes(lesson.output, lesson.target) if self.known is None else self.known
+        found: Tensor = (self.classes if known else self.values)(lesson)
         return found
 
 

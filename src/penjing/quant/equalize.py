@@ -122,6 +122,7 @@ def absorb_biases(module: fx.GraphModule, lowest: Mapping[str, Tensor]) -> None:
     """
     pairs, _ = _pairs(module, {})
     moved = [p for p in pairs if p.first.node.name in lowest and p.place.shifts and p.second.feels_shift_alike]
+    moved = [p for p in moved if p.first.place(p.first.node.meta["val"]) == 1]  # ``lowest`` is of the channels along dim 1
     for pair in moved:
         one, two = pair.first, pair.second
         constant = lowest[one.node.name].to(one.bias).clamp(min=0)

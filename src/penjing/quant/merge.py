@@ -62,6 +62,8 @@ def _merged(module: fx.GraphModule, add: fx.Node) -> fx.Node | None:
     first, second = add.args[:2]
     if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)) or first is second:
         return None
+    if str(first.meta["val"].shape) != str(second.meta["val"].shape):  # one is spread over the other's places
+        return None
     for one, other in ((first, second), (second, first)):
         wide = _branch(module, one)
         if wide is None:

@@ -17,11 +17,17 @@ _OPERATIONS: dict[Any, tuple[bool, int | None]] = {
     aten.conv1d.default: (False, 6),
     aten.conv2d.default: (False, 6),
     aten.conv3d.default: (False, 6),
+    aten.conv1d.padding: (False, 6),
+    aten.conv2d.padding: (False, 6),
+    aten.conv3d.padding: (False, 6),
     aten.conv_transpose1d.default: (True, 6),
     aten.conv_transpose2d.input: (True, 6),
     aten.conv_transpose3d.input: (True, 6),
     aten.linear.default: (False, None),
 }
+
+
+_GRIDS = ("fake_quantize", "lsq", "aten.view")  # what stands between a weight and its layer where it has a grid
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def _in_graph(model: fx.GraphModule) -> Iterator[LayerWeight]:
             continue
         transposed, place = _OPERATIONS[node.target]
         weight = node.args[1]
-        if weight.op == "call_function" and "fake_quantize" in str(weight.target):
+        while weight.op == "call_function" and any(word in str(weight.target) for word in _GRIDS):
             weight = weight.args[0]
         if weight.op == "get_attr" and weight.target in shapes:
             groups = node.args[place] if place is not None and len(node.args) > place else 1

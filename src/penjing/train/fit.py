@@ -2,23 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, RecipeError, TrainingError
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Task, as_tuple, first_batch
+from penjing.task import Batches, Task, as_a_file, as_tuple, first_batch
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
-from penjing.train.rehearse import rehearse, two_of
+from penjing.train.rehearse import Rehearsed, rehearse, two_of
 from penjing.train.schedules import SCHEDULES
 from penjing.train.settings import Training
 from penjing.train.share import Shared, shared_run
@@ -77,7 +79,8 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     Raises:
         TrainingError: The loss is not finite or has exploded; the last checkpoint stays. Or the checkpoint belongs to
             another run.
-        DataError: ``task.train`` is empty, or does not give the same number of batches every time.
+        DataError: ``task.train`` is empty, or does not give the same number of batches every time, or one of them has a single
+            sample, which a batch norm cannot normalize.
         RecipeError: A setting is out of range, or the pattern of ``sparsity`` does not divide a layer.
         ModelError: ``sparsity`` finds no weights to cut, or fewer that are not zero than are to stay; teacher and student do
             not go together; a module that ``loss`` compares is not there.
@@ -91,9 +94,9 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         batch = first_batch(task.train, "train")
-        judge, classes = rehearse(model, teacher, loss, batch, settings)
-        learner = Learner(model, settings, two_of(batch[0]), teacher=teacher, loss=judge, sparsity=sparsity)
-        loop = _Loop(learner, task, epochs, steps, classes, augment, checkpoint)
+        told = rehearse(model, teacher, loss, batch, settings)
+        learner = Learner(model, settings, two_of(batch[0]), teacher=teacher, loss=told.loss, sparsity=sparsity)
+        loop = _Loop(learner, task, epochs, steps, told, augment, checkpoint)
         loop.begin()
         with Logs(logs) as log, progress("training", epochs * steps) as advance:
             for epoch in loop.run(advance):
@@ -112,15 +115,15 @@ class _Loop:
         task: Task,
         epochs: int,
         steps: int,
-        classes: int | None,
+        told: Rehearsed,
         augment: Callable[[Tensor], Tensor] | None,
         checkpoint: Path | None,
     ) -> None:
-        self.learner, self.task, self.epochs, self.steps, self.classes = learner, task, epochs, steps, classes
+        self.learner, self.task, self.epochs, self.steps, self.told = learner, task, epochs, steps, told
         self.settings, self.augment, self.checkpoint = learner.settings, augment, checkpoint
         self.total = epochs * steps
         self.shared = Shared(task.train)
-        self.recall = Recall(task.train, learner, fresh=augment is not None or self._mixes())
+        self.recall = Recall(task.train, learner, fresh=augment is not None or told.mixes)
         self.history: list[Epoch] = []
         self.first: float | None = None  # loss of the first batch, which an exploded one is compared with
 
@@ -161,13 +164,19 @@ class _Loop:
             self._check(value, epoch, count)
             if last:
                 lr = self.settings.lr * SCHEDULES[self.settings.schedule](number, self.total, self.settings.warmup)
-                self.learner.step(lr, number, self.total)
+                self.learner.step(lr, *self._updates(epoch, count))
             total += value
             advance(f"epoch {epoch + 1}/{self.epochs}  loss {total / count:.4f}{self._beside()}")
         if count != self.steps:
             yielded = f"{count} batches" if count < self.steps else f"more than {self.steps} batches"
             raise DataError(f"task.train yielded {yielded} in epoch {epoch + 1}, not {self.steps} as it said; {_FRESH}")
         return Epoch(epoch + 1, total / self.steps, lr, time.perf_counter() - began, self._metric())
+
+    def _updates(self, epoch: int, count: int) -> tuple[int, int]:
+        """Which step the last of ``count`` batches of an epoch makes, from 0, and of how many."""
+        group = self.settings.accumulate
+        each = -(-self.steps // group)
+        return epoch * each + (count - 1) // group, self.epochs * each
 
     def _batches(self, epoch: int) -> Iterator[tuple[Any, float]]:
         """The batches of an epoch.
@@ -197,24 +206,34 @@ class _Loop:
             inputs = (self.augment(inputs[0]), *inputs[1:])
         inputs, target = self._mixed(inputs, target)
         said = self.recall(number % self.steps, inputs)
-        value = self.learner.value(inputs, target, self.task.loss, said, number / self.total)
+        try:
+            value = self.learner.value(inputs, target, self.task.loss, said, number / self.total)
+        except ValueError as e:
+            if "more than 1 value per channel" not in str(e):
+                raise
+            raise DataError(
+                f"batch {number % self.steps + 1} of task.train has a single sample, which a batch norm cannot normalize; "
+                "leave it out (DataLoader(..., drop_last=True)) or take another batch size"
+            ) from e
         self.learner.backward(value * share, last=last)
         return float(value.detach())
 
     def _mixed(self, inputs: tuple[Tensor, ...], target: Any) -> tuple[tuple[Tensor, ...], Any]:
         settings = self.settings
-        if self.classes is not None:
-            target = soft(target, self.classes, settings.smoothing)
+        if self.told.classes is not None:
+            target = soft(target, self.told.classes, settings.smoothing)
+        if not self.told.mixes:
+            return inputs, target
         batch, device = inputs[0].shape[0], inputs[0].device
         mix: Mix | None = None
         if settings.cutmix and float(torch.rand(())) < settings.cutmix:
             mix = cutmix(batch, tuple(inputs[0].shape[2:]), device)
         elif settings.mixup:
             mix = mixup(batch, settings.mixup, device)
-        return (inputs, target) if mix is None else (tuple(mix(x) for x in inputs), mix(target))
-
-    def _mixes(self) -> bool:
-        return bool(self.settings.mixup or self.settings.cutmix)
+        if mix is None:
+            return inputs, target
+        labels = self.told.classes is not None and target.ndim == 2  # though there may be as many classes as positions
+        return tuple(mix(x) for x in inputs), tree_map(partial(mix, labels=labels), target)
 
     def _beside(self) -> str:
         metric = self.history[-1].metric if self.history else None
@@ -242,17 +261,18 @@ class _Loop:
         net = self.learner.current()
         mode = net.training
         try:
+            run = shared_run(as_a_file(self.learner.answering(net.eval())))
             with torch.no_grad():
-                fabric = self.learner.fabric
-                run = shared_run(lambda *xs: net.eval()(*fabric.to_device(xs)))
                 return float(self.task.metric(run, self.task.search).value)
         finally:
             net.train(mode)
 
     def _since_best(self) -> int:
-        """Epochs since the best metric."""
-        metrics = [e.metric if e.metric is not None and not math.isnan(e.metric) else -math.inf for e in self.history]
-        return len(metrics) - 1 - metrics.index(max(metrics))
+        """Epochs since the best metric; -1 where none counts yet, since the network is still to become sparser."""
+        way, done = self.learner.sparse.way, [self._updates(e.epoch - 1, self.steps) for e in self.history]
+        counted = [e.metric for e, at in zip(self.history, done, strict=True) if way is None or way.reached(*at)]
+        metrics = [m if m is not None and not math.isnan(m) else -math.inf for m in counted]
+        return len(metrics) - 1 - metrics.index(max(metrics)) if metrics else -1
 
     def _stopped(self) -> bool:
         return bool(self.settings.patience and self.history and self._since_best() >= self.settings.patience)
@@ -267,6 +287,8 @@ def length(train: Batches) -> int:
     Raises:
         DataError: There is none.
     """
+    if not isinstance(train, Iterable):
+        raise DataError(f"task.train is {type(train).__name__}; give something that yields (inputs, target) pairs")
     try:
         n = len(train)  # type: ignore[arg-type]
     except TypeError:  # among them a DataLoader of a stream, which has ``__len__`` but no length

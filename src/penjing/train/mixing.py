@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Mix = Callable[[Any], Any]  # what is done to a tensor whose dimension 0 is the batch; leaves all else alone
+IGNORED = 255  # the number that data sets of dense classes give to positions without one; torch's own is below 0
+Mix = Callable[..., Any]  # what is done to a tensor whose dimension 0 is the batch; leaves all else alone
 
 
 def mixup(batch: int, most: float, device: torch.device) -> Mix:
     """Mix into every sample up to the share ``most`` of another one; such samples teach a student most (arXiv:2106.05237)."""
     share, other = torch.rand(batch, device=device) * most, torch.randperm(batch, device=device)
 
-    def mix(x: Any) -> Any:
+    def mix(x: Any, *, labels: bool = False) -> Any:
+        del labels  # which are mixed alike
         if not _floats(x, batch):
             return x
         return torch.lerp(x, x[other], share.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
@@ -26,8 +28,8 @@ def cutmix(batch: int, sizes: tuple[int, ...], device: torch.device) -> Mix:
     """Paste one box of another sample into each; the box is the same for the whole batch, its volume's share uniform.
 
     Args:
-        sizes: Those of the input's positions, of any rank. Tensors of the same positions are cut alike; of others, such as
-            labels, the share of the box is mixed.
+        sizes: Those of the input's positions, of any rank, at least one. Tensors of the same positions are cut alike; of
+            others, and where ``labels`` is true, the share of the box is mixed.
     """
     other = torch.randperm(batch, device=device)
     side = float(torch.rand(())) ** (1 / len(sizes))
@@ -38,8 +40,9 @@ def cutmix(batch: int, sizes: tuple[int, ...], device: torch.device) -> Mix:
         box.append(slice(start, start + length))
         volume, whole = volume * length, whole * size
 
-    def mix(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.ndim > len(sizes) and x.shape[0] == batch and tuple(x.shape[-len(sizes) :]) == sizes:
+    def mix(x: Any, *, labels: bool = False) -> Any:
+        fits = isinstance(x, Tensor) and x.ndim > len(sizes) and x.shape[0] == batch and not labels
+        if fits and tuple(x.shape[-len(sizes) :]) == sizes:
             mixed = x.clone()
             where: tuple[Any, ...] = (..., *box)
             mixed[where] = x[other][where]
@@ -52,12 +55,14 @@ def cutmix(batch: int, sizes: tuple[int, ...], device: torch.device) -> Mix:
 def soft(target: Any, classes: int, smoothing: float) -> Any:
     """Class numbers ``(N, ...)`` as probabilities ``(N, classes, ...)``, ``smoothing`` of which is spread over all classes.
 
-    Rethinking Inception, arXiv:1512.00567. Targets that are no class numbers stay as they are.
+    Rethinking Inception, arXiv:1512.00567. Targets that are no class numbers stay as they are; numbers that mean "ignore this"
+    (below 0, or 255) get no probability at all.
     """
     if not isinstance(target, Tensor) or target.is_floating_point():
         return target
-    sure = F.one_hot(target, classes).movedim(-1, 1).float()
-    return sure * (1 - smoothing) + smoothing / classes
+    ignored = (target < 0) | ((target == IGNORED) & (classes <= IGNORED))
+    sure = F.one_hot(target.masked_fill(ignored, 0).long(), classes).movedim(-1, 1).float()
+    return (sure * (1 - smoothing) + smoothing / classes).masked_fill(ignored.unsqueeze(1), 0)
 
 
 def _floats(x: Any, batch: int) -> bool:

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from torch import nn
+from torch.utils.data import SequentialSampler
 
 from penjing.distill import TeacherLoss
 from penjing.progress import Advance
@@ -20,17 +21,30 @@ REHEARSED = 6  # batches to time a step by; the first two are warming up
 
 
 class Portion:
-    """The first ``batches`` of every walk over a loader; all else is the loader's own."""
+    """The first ``batches`` of every walk over a loader; all else is the loader's own.
+
+    Of one whose order never changes, every walk goes on where the one before it stopped, so that all is seen in turn.
+    """
+
+    fixed = False  # the batches of a walk are not those of another
 
     def __init__(self, train: Batches, batches: int) -> None:
-        self.train, self.batches = train, batches
-        self.fixed = isinstance(train, list | tuple) or bool(getattr(train, "fixed", False))
+        self.train, self.batches, self.epoch = train, batches, 0
+        ordered = isinstance(getattr(train, "sampler", None), SequentialSampler)
+        self.whole = length(train) if isinstance(train, list | tuple) or ordered or getattr(train, "fixed", False) else None
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.train), self.batches)
+        first = self.epoch * self.batches % self.whole if self.whole else 0
+        return islice(chain.from_iterable(repeat(self.train)), first, first + self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which walk comes next, from 0."""
+        self.epoch = epoch
+        if inner := getattr(self.train, "set_epoch", None):
+            inner(epoch)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["train"], name)

@@ -1,7 +1,9 @@
-"""Before anything is trained: two samples through student and teacher, so that a mistake shows at once."""
+"""Before anything is trained: one batch through student and teacher, so that a mistake shows at once."""
 
 import copy
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +11,25 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from penjing.distill import Lesson, TeacherLoss, as_teacher_loss
+from penjing.errors import RecipeError
 from penjing.graph.taps import Taps
 from penjing.task import Batch, Inputs, as_tuple
 from penjing.train.settings import Training
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one batch tells.
+
+    Attributes:
+        loss: A copy of the loss, made ready for the shapes of the networks' features.
+        classes: How many there are, where labels must become probabilities, because they are mixed or smoothed.
+        mixes: Whether samples are mixed: it is asked for, and inputs and targets can be.
+    """
+
+    loss: TeacherLoss | None
+    classes: int | None
+    mixes: bool
 
 
 def rehearse(
@@ -20,26 +38,30 @@ def rehearse(
     loss: Callable[[Lesson], Tensor] | None,
     batch: Batch,
     settings: Training,
-) -> tuple[TeacherLoss | None, int | None]:
-    """Walk two samples of a batch through both networks before anything is trained.
+) -> Rehearsed:
+    """Walk a batch through both networks before anything is trained.
 
-    Returns:
-        A copy of the loss, made ready for the shapes of their features, and the number of classes where labels must become
-        probabilities, because they are mixed or smoothed.
+    Raises:
+        RecipeError: Inputs have no places, and ``cutmix`` wants some.
     """
     judge = None if loss is None else copy.deepcopy(as_teacher_loss(loss))
     blends = bool(settings.smoothing or settings.mixup or settings.cutmix)
     if judge is None and not blends:
-        return None, None
+        return Rehearsed(None, None, mixes=False)
     inputs, target = batch
-    few = two_of(inputs)
+    given = as_tuple(inputs)
+    if settings.cutmix and given[0].ndim < 3:
+        raise RecipeError(
+            f"training.cutmix cuts boxes, and inputs of shape {tuple(given[0].shape)} have no places; set it to 0"
+        )
     pairs = judge.taps if judge is not None else ()
     with torch.no_grad():
-        output, features = _shown(model, [p.student for p in pairs], few)
+        output, features = _shown(model, [p.student for p in pairs], given)
         if judge is not None and teacher is not None:
-            taught, shown = _shown(teacher, [p.teacher for p in pairs], few)
+            taught, shown = _shown(teacher, [p.teacher for p in pairs], given)
             judge.prepare(Lesson(output, taught, target, features, shown))
-    return judge, _classes(output, target) if blends else None
+    classes = _classes(output, target) if blends else None
+    return Rehearsed(judge, classes, mixes=bool(settings.mixup or settings.cutmix) and _mixable(given, target, classes))
 
 
 def two_of(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -55,6 +77,24 @@ def _shown(model: nn.Module, paths: list[str], inputs: tuple[Tensor, ...]) -> tu
     found = taps(*(x.to(device) for x in inputs))
     taps.close()
     return found
+
+
+def _mixable(inputs: tuple[Tensor, ...], target: Any, classes: int | None) -> bool:
+    """Whether both can be mixed; of one alone, the other would tell of samples that are not there."""
+    parts = {"inputs": inputs, "targets": None if classes is not None else target}
+    unfit = [what for what, tree in parts.items() if not all(_blends(leaf, len(inputs[0])) for leaf in tree_leaves(tree))]
+    if unfit:
+        warnings.warn(
+            f"samples are not mixed, since the {' and '.join(unfit)} are neither floats nor class numbers; set training.mixup "
+            "and training.cutmix to 0 to be rid of this",
+            stacklevel=2,
+        )
+    return not unfit
+
+
+def _blends(leaf: Any, batch: int) -> bool:
+    alone = isinstance(leaf, Tensor) and (not leaf.ndim or leaf.shape[0] != batch)  # no sample's own
+    return leaf is None or alone or (isinstance(leaf, Tensor) and leaf.is_floating_point())
 
 
 def _classes(output: Any, target: Any) -> int | None:

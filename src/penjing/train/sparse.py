@@ -41,6 +41,10 @@ class Sparsity(ABC):
         """The density to end with."""
         return settled(self.density, self.pattern, self.scope)[0]
 
+    def reached(self, step: int, total: int) -> bool:
+        """Whether the density is the one to end with once ``step`` of ``total`` was taken, and stays so."""
+        return step >= total - 1
+
     @abstractmethod
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
         """Change the run's masks, before ``step`` of ``total`` (from 0) is taken; the gradients are there."""
@@ -53,6 +57,9 @@ class GradualMagnitude(Sparsity):
     start: float = 0.0  # share of all steps after which cutting begins
     end: float = 0.75  # and ends; the rest is recovery
     updates: int = 100  # how many cuts in between
+
+    def reached(self, step: int, total: int) -> bool:
+        return step >= _last(self, total)
 
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
         if (density := _cubic(self, run.initial, step, total)) is not None:
@@ -70,10 +77,14 @@ class GradualMovement(Sparsity):
     end: float = 0.75
     updates: int = 100
 
+    def reached(self, step: int, total: int) -> bool:
+        return step >= _last(self, total)
+
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
         for name, p in run.weights.items():
-            if p.grad is not None:
-                run.scores[name] = run.scores.get(name, torch.zeros_like(p)) - p.detach() * p.grad
+            if p.grad is not None:  # which overflow now and then, in half precision
+                moved = (p.detach() * p.grad).nan_to_num(0, 0, 0)
+                run.scores[name] = run.scores.get(name, torch.zeros_like(p)) - moved
         if (density := _cubic(self, run.initial, step, total)) is not None:
             run.cut(density, {name: run.scores.get(name, torch.zeros_like(p)) for name, p in run.weights.items()})
 
@@ -94,6 +105,10 @@ class RigL(Sparsity):
         super().__post_init__()
         if settled(self.density, self.pattern, self.scope)[1].of:
             raise RecipeError(f"RigL does not take pattern {self.pattern!r}; use GradualMagnitude or ACDC")
+
+    def reached(self, step: int, total: int) -> bool:
+        del step, total
+        return True
 
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
         last = self.end * total
@@ -121,6 +136,9 @@ class ACDC(Sparsity):
         if self.dense + self.final > 1:
             raise RecipeError(f"sparsity.dense + final is {self.dense + self.final}; give at most 1, all steps")
 
+    def reached(self, step: int, total: int) -> bool:
+        return self._phase(step, total) == self.phases
+
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
         phase = self._phase(step, total)
         if step and phase == self._phase(step - 1, total):
@@ -139,9 +157,14 @@ class ACDC(Sparsity):
         return -1 if step < first else (step - first) * self.phases // (last - first)
 
 
+def _last(way: GradualMagnitude | GradualMovement, total: int) -> int:
+    """The step of the last cut."""
+    return min(total - 1, round(way.end * total))
+
+
 def _cubic(way: GradualMagnitude | GradualMovement, initial: float, step: int, total: int) -> float | None:
     """The density to cut to at ``step``; None where nothing is due."""
-    last = min(total - 1, round(way.end * total))
+    last = _last(way, total)
     first = min(last, round(way.start * total))
     if step == last:
         return way.target

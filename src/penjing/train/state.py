@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_map
 
 from penjing import ranks
 from penjing.distill.lesson import Lesson, TeacherLoss
-from penjing.errors import TrainingError
+from penjing.errors import ModelError, TrainingError
 from penjing.files import read_tensors, write_tensors
 from penjing.graph.taps import Taps
 from penjing.quant.learned import rounded_weights, trained_steps
@@ -26,6 +27,8 @@ from penjing.train.optimizers import OPTIMIZERS, grouped, load_optimizer_state, 
 from penjing.train.settings import Training
 from penjing.train.share import own_statistics, share_statistics
 from penjing.train.sparse import SparseRun, Sparsity, describe
+
+WHOLE = {"bf16-true": torch.bfloat16, "64-true": torch.float64}  # precisions that are those of the weights themselves
 
 
 class Learner:
@@ -53,6 +56,9 @@ class Learner:
         self.model = channels_last(copy.deepcopy(model).train(), few)
         self.loss = loss
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        if not trained:
+            raise ModelError(f"no parameter of {type(model).__name__} is trained; set requires_grad of those that are to be")
+        self.kinds = {name: t.dtype for name, t in self.model.state_dict().items()}
         learned = [p for p in loss.parameters() if p.requires_grad] if loss is not None else []
         groups = grouped([*trained, *learned], trained_steps(self.model), settings.weight_decay, settings.scale_lr)
         self.optimizer: Any = OPTIMIZERS[settings.optimizer](groups, settings.lr, settings.momentum)
@@ -61,7 +67,7 @@ class Learner:
         self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
         self.learned = learned
         if loss is not None:
-            loss.to(self.fabric.device)
+            loss.to(self.fabric.device, dtype=WHOLE.get(precision))
         self.average = _average(self.model, settings.ema) if settings.ema else None
         self.best: dict[str, Tensor] | None = None
         self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
@@ -123,6 +129,18 @@ class Learner:
                 net.get_parameter(name).masked_fill_(~mask, 0)
         return net
 
+    @staticmethod
+    def answering(net: nn.Module) -> Any:
+        """The network as a function of inputs of any device and of float32, whose answers are on the CPU, for a metric."""
+        own = next((p for p in net.parameters() if p.is_floating_point()), None)
+
+        def answer(*inputs: Tensor) -> Any:
+            if own is not None:
+                inputs = tuple(x.to(own.device, own.dtype if x.is_floating_point() else None) for x in inputs)
+            return tree_map(_readable, net(*inputs))
+
+        return answer
+
     def remember(self) -> None:
         """Keep the present weights as the best so far."""
         self.best = {name: t.detach().clone() for name, t in self.current().state_dict().items()}
@@ -134,6 +152,8 @@ class Learner:
             net.load_state_dict(self.best)
         own_statistics(net)
         self.taps.close()
+        for name, t in (*net.named_parameters(), *net.named_buffers()):
+            t.data = t.data.to(self.kinds.get(name, t.dtype))
         model: nn.Module = net.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         return model
 
@@ -188,6 +208,14 @@ class Learner:
             "sparsity": describe(self.sparse.way),
             "loss": None if self.loss is None else repr(self.loss),
         }
+
+
+def _readable(value: Any) -> Any:
+    """As numpy takes it: on the CPU, and of no narrow floats."""
+    if not isinstance(value, Tensor):
+        return value
+    narrow = value.dtype in (torch.bfloat16, torch.float16)
+    return value.detach().to("cpu", torch.float32 if narrow else None)
 
 
 def make_fabric(precision: str, *, alone: bool = False) -> Any:

@@ -3,6 +3,7 @@
 Each step leaves a file, goes on where it was interrupted, and is not done again when its file is there.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -109,6 +110,7 @@ def teach(
         DataError, ModelError, RecipeError: As ``fit``.
     """
     lessons, target = lessons or Lessons(), target or task
+    teacher, student = copy.deepcopy(teacher), copy.deepcopy(student)
     for net in (teacher, student):
         check_task(task, net)
     check_task(target, student)
