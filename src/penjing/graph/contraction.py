@@ -108,8 +108,9 @@ def vector_product(ledger: Ledger, node: fx.Node, a: Value, b: Weight | Value) -
     return bound([_without(ledger, s, -1).select(-1, 0).expand(shape) for s in sheets_of(a)] if shape else [], shape)
 
 
-def product_sum(ledger: Ledger, node: fx.Node, bias: Value, a: Value, b: Weight | Value, **_: Any) -> Value:
+def product_sum(ledger: Ledger, node: fx.Node, bias: Weight | Value, a: Weight | Value, b: Weight | Value, **_: Any) -> Value:
     """``bias + a @ b``."""
+    bias, a = (ledger.value(v) if isinstance(v, Weight) else v for v in (bias, a))
     out = matrix_product(ledger, node, a, b)
     return met(ledger, [bias, out], str(node.target), out_shape(node))
 

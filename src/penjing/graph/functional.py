@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 aten = torch.ops.aten
-_VIEWS = {
+_NAMED = {
     getattr(getattr(aten, n), o)
     for n in ("view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "expand", "slice", "select", "split", "chunk",
               "unbind", "flatten", "unflatten", "detach", "alias", "split_with_sizes", "narrow", "expand_as", "view_as", "t",
@@ -29,6 +29,12 @@ def make_functional(module: fx.GraphModule) -> bool:
     return True
 
 
+def _is_view(node: fx.Node) -> bool:
+    """Whether a value may lie in the memory of its argument."""
+    schema = getattr(node.target, "_schema", None)
+    return node.target in _NAMED or (schema is not None and any(r.alias_info is not None for r in schema.returns))
+
+
 def _writes(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
@@ -45,7 +51,7 @@ def _replaced(graph: fx.Graph, node: fx.Node) -> bool:
     if not _has_one_name(written):
         return False  # its other names would have to change with it
     before, after = _readers(graph, written, node)
-    if any(reader.target in _VIEWS for reader in before):
+    if any(_is_view(reader) for reader in before):
         return False
     with graph.inserting_before(node):
         fresh = graph.call_function(getattr(packet, overload), node.args, node.kwargs)
@@ -59,7 +65,7 @@ def _replaced(graph: fx.Graph, node: fx.Node) -> bool:
 
 def _has_one_name(node: fx.Node) -> bool:
     """Whether nobody else sees the memory of a value: it is no view, or the only one of something that nobody else reads."""
-    while node.op == "call_function" and node.target in _VIEWS and isinstance(node.args[0], fx.Node):
+    while _is_view(node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         if len(node.users) > 1:
             return False

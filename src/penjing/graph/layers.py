@@ -95,7 +95,8 @@ def weighted(graph: Graph) -> list[Weighted]:
 def layers(graph: Graph) -> list[Layer]:
     """The convolutions and linear layers with what they cost, in the order they run; those whose weight is computed too."""
     every = [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in _KINDS]
-    return [_layer(w, graph.example[0].shape[0]) for w in every]
+    batch = next((x.shape[0] for x in graph.example if x.ndim), 1)
+    return [_layer(w, batch) for w in every]
 
 
 def macs(graph: Graph) -> int:
@@ -123,6 +124,8 @@ def macs_without(layers: Iterable[Layer], lost: Mapping[tuple[str, int], int]) -
 def _weighted(graph: Graph, node: fx.Node) -> Weighted:
     weight = _weight(node)
     groups = node.args[_GROUPS] if len(node.args) > _GROUPS else 1
+    if isinstance(groups, fx.Node):  # as many as there are samples, where each has its own weights
+        groups = groups.meta["val"].node.hint if isinstance(groups.meta["val"], torch.SymInt) else groups.meta["val"]
     assert isinstance(groups, int)
     shape = _shape(graph, weight) if weight.op == "get_attr" else shape_of(weight.meta["val"])
     return Weighted(node, _made_of(graph, weight, shape), shape, _KINDS[node.target], groups)
@@ -152,6 +155,8 @@ def _weight(node: fx.Node) -> fx.Node:
 def _layer(layer: Weighted, batch: int) -> Layer:
     source = layer.node.args[0] if layer.kind == "transposed conv" else layer.node
     assert isinstance(source, fx.Node)
+    if layer.kind != "linear" and source.meta["val"].ndim < len(layer.shape):
+        batch = 1  # a sample alone
     # Every value of the output sums over the input's channels; of a transposed convolution every input value is spread.
     work = math.prod(shape_of(source.meta["val"])) * math.prod(layer.shape[1:]) // batch
     kernel = "x".join(str(k) for k in layer.shape[2:])

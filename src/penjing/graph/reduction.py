@@ -91,6 +91,18 @@ def reduction(ledger: Ledger, node: fx.Node, x: Value, dim: Any = None, keepdim:
     return _reduced(ledger, node, x, dim, bool(keepdim or node.kwargs.get("keepdim", False)))
 
 
+def deviation(ledger: Ledger, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
+    """Variance and standard deviation, whose overloads have their arguments in different places."""
+    given = _by_name(node)
+    return _reduced(ledger, node, x, given.get("dim"), bool(given.get("keepdim", False)))
+
+
+def _by_name(node: fx.Node) -> dict[str, Any]:
+    """What an operation is given beside values, by the names of its schema."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    return {**dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
+
+
 def vector_norm(
     ledger: Ledger, node: fx.Node, x: Value, _order: Any = 2, dim: Any = None, keepdim: bool = False, **__: Any
 ) -> Value:

@@ -36,7 +36,7 @@ _ELEMENTWISE = _overloads(
     "bitwise_and", "bitwise_or", "nan_to_num", "erfc", "expm1", "log1p", "log2", "log10", "tan", "atan", "sinh", "cosh",
     "trunc", "frac", "remainder", "fmod", "floor_divide", "true_divide", "multiply", "subtract", "lerp", "xlogy", "copysign",
     "atan2", "isnan", "isinf", "isfinite", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "masked_fill",
-    "type_as", "float_power", "logaddexp", "hypot", "relu_", "bernoulli", "new_zeros_like", "asin", "acos", "asinh", "acosh",
+    "float_power", "logaddexp", "hypot", "relu_", "bernoulli", "new_zeros_like", "asin", "acos", "asinh", "acosh",
     "atanh", "sinc",
 )  # fmt: skip
 _POOLING = _overloads(
@@ -48,7 +48,7 @@ _POOLING = _overloads(
     "lp_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "upsample_linear1d",
 )  # fmt: skip
-_REDUCTIONS = _overloads("sum", "mean", "amax", "amin", "var", "std", "logsumexp", "nansum", "prod")
+_REDUCTIONS = _overloads("sum", "mean", "amax", "amin", "logsumexp", "nansum", "prod")
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_TURNING, per_sheet(structure.moved, ragged=True)),
@@ -61,6 +61,7 @@ RULES: dict[Any, Rule] = {
         per_sheet(structure.reshaped, ragged=True),
     ),
     **dict.fromkeys(_overloads("expand_as"), structure.expanded_as),
+    **dict.fromkeys(_overloads("type_as"), structure.retyped),
     **dict.fromkeys(_overloads("split", "split_with_sizes", "chunk"), per_sheet(structure.parted, ragged=True)),
     **dict.fromkeys(_overloads("unbind"), per_sheet(structure.taken_apart, ragged=True)),
     **dict.fromkeys(_overloads("slice", "select", "narrow"), per_sheet(structure.picked, ragged=True)),
@@ -79,6 +80,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(_overloads("max_unpool2d", "max_unpool3d"), per_sheet(reduction.unpooling)),
     **dict.fromkeys(_overloads("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), per_sheet(reduction.sampled)),
     **dict.fromkeys(_REDUCTIONS, reduction.reduction),
+    **dict.fromkeys(_overloads("var", "std"), reduction.deviation),
     **dict.fromkeys(_overloads("linalg_vector_norm", "norm"), reduction.vector_norm),
     **dict.fromkeys(_overloads("std_mean", "var_mean"), reduction.moments),
     **dict.fromkeys(_overloads("_weight_norm"), reduction.weight_norm),

@@ -132,8 +132,14 @@ def _factors(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list
     return runs
 
 
-def expanded_as(ledger: Ledger, node: fx.Node, x: Value, other: Value) -> Value:
+def retyped(ledger: Ledger, node: fx.Node, x: Weight | Value, other: Weight | Value) -> Value:  # noqa: ARG001
+    """The type of another value, nothing else of it."""
+    return ledger.value(x) if isinstance(x, Weight) else x
+
+
+def expanded_as(ledger: Ledger, node: fx.Node, x: Value, other: Weight | Value) -> Value:
     """Copies along the channels of another value: every channel has its own."""
+    other = ledger.value(other) if isinstance(other, Weight) else other
     shape = out_shape(node)
     sheets = [s.expand(shape) for s in sheets_of(x)]
     grown = [d for d in range(len(shape)) if ([1] * (len(shape) - x.ndim) + list(x.shape))[d] == 1 < shape[d]]
@@ -193,9 +199,14 @@ def taken_apart(ledger: Ledger, node: fx.Node, x: Labels, dim: int = 0) -> list[
 
 
 def picked(ledger: Ledger, node: fx.Node, x: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Labels:
-    """Slice or select: a run of channels; every second one cannot be asked for once some are gone."""
+    """Slice or select: a run of channels; every second one cannot be asked for once some are gone.
+
+    Of a parameter nothing may be cut: what one input leaves unread, such as the rest of a table of positions, others read.
+    """
     x = tidy(x)
     dim %= x.ndim
+    if varies(x, dim) and _of_a_parameter(ledger, node):
+        ledger.freeze(x, f"{node.target} of a parameter")
     if ledger.free_dim(x) == dim:
         x = tidy(ledger.squared(x, str(node.target)))
     out: Labels = tidy(node.target(x, dim, *args, **kwargs))  # type: ignore[operator]
@@ -204,6 +215,13 @@ def picked(ledger: Ledger, node: fx.Node, x: Labels, dim: int = 0, *args: Any, *
     if varies(x, dim) and (step != 1 or (single and ledger.free_dim(x) is None)):
         ledger.freeze(x if step != 1 else out, f"{node.target} of single channels")
     return out
+
+
+def _of_a_parameter(ledger: Ledger, node: fx.Node) -> bool:
+    source = node.args[0]
+    while isinstance(source, fx.Node) and source.target in (aten.slice.Tensor, aten.select.int, aten.narrow.default):
+        source = source.args[0]
+    return isinstance(source, fx.Node) and isinstance(ledger.values.get(source.name), Weight)
 
 
 def gated(ledger: Ledger, node: fx.Node, x: Labels, dim: int = -1) -> Labels:
@@ -229,7 +247,7 @@ def indexed(ledger: Ledger, node: fx.Node, x: Labels, indices: Sequence[Any]) ->
         if index is not None:
             ledger.freeze_value(index, "used as an index")
     used = [d for d, i in enumerate(indices) if i is not None]
-    if any(varies(x, d) for d in used) or len(used) != 1 or indices[used[0]].ndim != 1:
+    if any(varies(x, d) for d in used) or len(used) != 1 or len(indices[used[0]].shape) != 1:
         ledger.freeze(x, f"{node.target} of the channels")
         return unlabelled(out_shape(node))
     return x.narrow(used[0], 0, 1).expand(out_shape(node))

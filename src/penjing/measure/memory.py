@@ -32,7 +32,7 @@ def peak_memory(graph: Graph | fx.GraphModule, batch: int = 1) -> int:
         most = max(most, sum(alive.values()))
         for done in [n for n in alive if last[n] <= i]:
             del alive[done]
-    return round(most) + sum(_weight(module, n) for n in nodes if n.op == "get_attr")
+    return round(most) + sum(_weight(module, n) for n in nodes if n.op == "get_attr" and n.users)
 
 
 def _last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, int]:

@@ -61,8 +61,9 @@ def find_blocks(graph: Graph) -> list[Block]:
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
     """Whether two values have the same shape; an unknown batch is the same as itself."""
-    one, two = ([str(n) for n in node.meta["val"].shape] for node in (a, b))
-    return one == two
+    values = [node.meta.get("val") if isinstance(node, fx.Node) else None for node in (a, b)]
+    one, two = ([str(n) for n in v.shape] if isinstance(v, Tensor) else None for v in values)
+    return one is not None and one == two
 
 
 def named(blocks: Sequence[Block], names: Sequence[str]) -> list[Block]:
@@ -155,6 +156,8 @@ def plan_blocks(
     batches, gone = list(data), list[str]()
     for _ in range(count):
         effects = block_effects(graph, find_blocks(graph), batches)
+        if not effects:
+            raise RecipeError(f"count is {count}; after {gone}, which held others inside, the model has no residual block left")
         gone.append(min(effects, key=lambda name: effects[name]))
         graph = capture(drop_blocks(model, gone, example), as_inputs(example))
     return ChannelPlan({}, tuple(gone))

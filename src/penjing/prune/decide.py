@@ -237,7 +237,8 @@ def _blocks(group: Group) -> int:
 
 def _narrower(group: Group, selection: Selection, start: Start) -> list[int]:
     """The width that a group has and those it may be cut to, widest first."""
-    widths = allowed_widths(start.sizes[group.name], selection.round_to, blocks=_blocks(group), floor=selection.floor)
+    size = start.sizes.get(group.name, group.channels)  # a group may be new, once a depthwise layer has a single channel
+    widths = allowed_widths(size, selection.round_to, blocks=_blocks(group), floor=selection.floor)
     return [group.channels, *(w for w in widths if w < group.channels)]
 
 

@@ -56,10 +56,22 @@ class Pair:
 
     def kept(self, product: Product, y: Tensor) -> Tensor:
         """Of the original's value with the channels of a layer's output, those that stay."""
-        index = self.keep.get(product.weight, {}).get(product.writes)
+        index = self._written(product, y)
         if index is None:
             return y
         return y.index_select(1 if product.kernel else y.ndim - 1, torch.tensor(index, device=y.device))
+
+    def _written(self, product: Product, y: Tensor) -> Sequence[int] | None:
+        """Which channels of a layer's output stay; None where all do."""
+        kept = self.keep.get(product.weight, {})
+        if not (product.transposed and product.groups > 1):
+            return kept.get(product.writes)
+        if kept.keys().isdisjoint((0, 1)):
+            return None
+        each = y.shape[1] // product.groups  # dim 1 of the weight holds the outputs of one group, the same for all
+        depthwise = product.columns == product.taps
+        groups = kept.get(0, range(product.groups)) if depthwise else range(product.groups)
+        return [g * each + i for g in groups for i in kept.get(1, range(each))]
 
 
 def _dropped(graph: Graph, names: Sequence[str]) -> dict[fx.Node, Block]:
@@ -71,7 +83,7 @@ def _dropped(graph: Graph, names: Sequence[str]) -> dict[fx.Node, Block]:
 def _twins(dense: Graph, small: Graph, gone: Mapping[fx.Node, Block]) -> dict[fx.Node, fx.Node]:
     a, b = _needed(dense, gone), _needed(small, {})
     for x, y in zip(a, b, strict=False):
-        if x.op != y.op or (x.op in ("call_function", "get_attr") and x.target != y.target):
+        if x.op != y.op or (x.op in ("call_function", "get_attr") and _kind(x) != _kind(y)):
             raise PlanError(f"the pruned model computes {y.target} where the original computes {x.target}; {_BELONG}")
     if len(a) != len(b):
         raise PlanError(f"the pruned model computes {len(b)} operations, the original {len(a)}; {_BELONG}")
@@ -80,6 +92,13 @@ def _twins(dense: Graph, small: Graph, gone: Mapping[fx.Node, Block]) -> dict[fx
         if add in gone:
             twin[add] = twin[_shortcut(add, gone)]
     return twin
+
+
+def _kind(node: fx.Node) -> Any:
+    """What a node does; parts of unequal sizes were equal before some channels went."""
+    aten = torch.ops.aten
+    parted = (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default)
+    return "split" if node.target in parted else node.target
 
 
 def _shortcut(add: fx.Node, gone: Mapping[fx.Node, Block]) -> fx.Node:

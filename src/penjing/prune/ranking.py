@@ -68,7 +68,7 @@ def _line(
         prices = _prices(g, score / divisor(score).clamp_min(torch.finfo(torch.float64).tiny), widths[g.name])
         cuts += [(price, g.name, a, b) for price, (a, b) in zip(prices, pairwise(widths[g.name]), strict=True)]
     cuts.sort(key=lambda cut: cut[0])  # stable, so that the steps of a group keep their order
-    size = sum(sizes[g.name] for g in groups)
+    size = sum(sizes.get(g.name, g.channels) for g in groups)
     gone = [size - sum(g.channels for g in groups)]
     steps = []
     for _, name, before, width in cuts:

@@ -190,10 +190,15 @@ def _parted(batches: Sequence[Batch], any_size: bool) -> tuple[list[Batch], list
     """The batches to fit on, and one tenth to judge by; where there is a single batch or sample, it is both."""
     if any_size and sum(len(b[0]) for b in batches) >= len(batches) * 10:
         cuts = [len(b[0]) - len(b[0]) // 10 for b in batches]
-        pairs = [(tuple(x[:c] for x in b), tuple(x[c:] for x in b)) for b, c in zip(batches, cuts, strict=True)]
+        pairs = [(_some(b, slice(c)), _some(b, slice(c, None))) for b, c in zip(batches, cuts, strict=True)]
         return [a for a, _ in pairs], [b for _, b in pairs if len(b[0])]
     judged = max(1, len(batches) // 10)
     return list(batches[:-judged]) or list(batches), list(batches[-judged:])
+
+
+def _some(batch: Batch, which: slice) -> Batch:
+    """These samples; inputs that are not of samples are whole."""
+    return tuple(x[which] if x.ndim and len(x) == len(batch[0]) else x for x in batch)
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ def second_moments(
 
     def add(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         x = columns(module, args[0], generator)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the sums of half precision are not precise enough
         sums[name] = sums.get(name, 0) + (x.mT @ x).double()
         counts[name] += x.shape[1]
 

@@ -1,0 +1,212 @@
+"""Networks that are built in less usual ways: read, cut, proved and repaired as any other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import penjing as pj
+from penjing.errors import ModelError, RecipeError
+from penjing.graph import capture
+from penjing.measure import macs, peak_memory
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Two convolutions, and whatever is done between them."""
+
+    def __init__(self, between: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.LazyConv2d(4, 1)
+        self.between = between
+        for name, part in parts.items():
+            if isinstance(part, nn.Parameter):
+                self.register_parameter(name, part)
+            elif isinstance(part, Tensor):
+                self.register_buffer(name, part)
+            else:
+                self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.c(self.between(self, self.a(x)))
+        return found
+
+
+def made(between: Callable[[Any, Tensor], Tensor], **parts: Any) -> nn.Module:
+    net = Net(between, **parts)
+    with torch.no_grad():
+        net(X)
+    return net.eval()
+
+
+def in_place(view: Callable[[Tensor], Tensor]) -> nn.Module:
+    def between(_m: Any, y: Tensor) -> Tensor:
+        view(y).mul_(2)
+        return y
+
+    return made(between)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda y: y.moveaxis(1, -1), lambda y: y.swapaxes(1, 2), lambda y: y.mT, lambda y: y.ravel(), lambda y: y[:, 1:]],
+    ids=["moveaxis", "swapaxes", "mT", "ravel", "slice"],
+)
+def test_what_is_written_through_a_view_is_written(view: Callable[[Tensor], Tensor]) -> None:
+    net = in_place(view)
+    with torch.no_grad():
+        torch.testing.assert_close(capture(net, X).module(X), net(X))
+
+
+def test_one_tensor_that_is_given_twice_is_two_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, p: Tensor, q: Tensor) -> Tensor:
+            found: Tensor = self.c(self.a(p).relu() - self.b(q).relu())
+            return found
+
+    net, other = Two().eval(), torch.randn_like(X)
+    with torch.no_grad():
+        torch.testing.assert_close(capture(net, (X, X)).module(X, other), net(X, other))
+
+
+def modulated(m: Any, y: Tensor) -> Tensor:
+    """Every sample has its own weights, as in StyleGAN2."""
+    weight = m.w * y.mean((2, 3))[:, None, :, None, None]
+    found = F.conv2d(y.reshape(1, -1, *y.shape[2:]), weight.flatten(0, 1), groups=y.shape[0], padding=1)
+    return found.view(y.shape[0], -1, *y.shape[2:])
+
+
+def normalized(_m: Any, y: Tensor) -> Tensor:
+    return (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+def halves(_m: Any, y: Tensor) -> Tensor:
+    p, q = torch.split(y, 4, 1)
+    return p * q.sigmoid()
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "variance by hand": lambda: made(normalized),
+    "deviation over positions": lambda: made(lambda _m, y: y / (y.std((2, 3), keepdim=True, unbiased=False) + 1)),
+    "weights of every sample's own": lambda: made(modulated, w=nn.Parameter(torch.randn(1, 8, 8, 3, 3))),
+    "a table of indices": lambda: made(lambda m, y: y[:, :, m.order], order=torch.arange(8).flip(0)),
+    "a table by two indices": lambda: made(
+        lambda m, y: y + m.table[m.at], table=nn.Parameter(torch.randn(9)), at=torch.tensor([[1]])
+    ),
+    "another value's type": lambda: made(lambda m, y: y + m.grid.type_as(y), grid=torch.randn(8, 8)),
+    "another value's shape": lambda: made(
+        lambda m, y: y + m.s.view(1, 8, 1, 1).expand_as(m.like),
+        s=nn.Parameter(torch.randn(8)),
+        like=nn.Parameter(torch.randn(1, 8, 8, 8)),
+    ),
+    "halves": lambda: made(halves),
+    "grouped, transposed": lambda: made(lambda m, y: m.up(y).relu(), up=nn.ConvTranspose2d(8, 8, 2, 2, groups=2)),
+    "depthwise, transposed": lambda: made(lambda m, y: m.up(y).relu(), up=nn.ConvTranspose2d(8, 8, 2, 2, groups=8)),
+    "a mask of what is infinite": lambda: made(lambda m, y: y + m.mask.exp(), mask=torch.full((8, 8), -torch.inf).triu(1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::penjing.prune.channels.RewrittenWarning")
+@pytest.mark.parametrize("name", NETS)
+def test_it_is_cut_proved_and_repaired(name: str) -> None:
+    net = NETS[name]()
+    plan = pj.plan_channels(net, X, ratio=0.5)  # prune_channels compares what it makes with the original, in float64
+    small = pj.prune_channels(net, plan, X)
+    fixed = pj.repair(small, net, plan, X, [X, torch.randn_like(X)])
+    assert sum(p.numel() for p in fixed.parameters()) <= sum(p.numel() for p in net.parameters())
+
+
+def test_a_table_that_is_longer_than_the_example_stays_whole() -> None:
+    net = made(
+        lambda m, y: (y.flatten(2) + m.pe[:, :, : y.shape[2] * y.shape[3]]).view_as(y), pe=nn.Parameter(torch.randn(1, 8, 100))
+    )
+    plan = pj.plan_channels(net, X, ratio=0.5)
+    small = pj.prune_channels(net, plan, X)
+    wide = torch.randn(2, 3, 10, 10)
+    assert small(wide).shape == net(wide).shape
+
+
+def test_a_depthwise_layer_may_come_down_to_one_channel() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.Conv2d(4, 64, 1), nn.Conv2d(64, 3, 1))
+    small = pj.prune(net.eval(), X, 0.9, steps=2)
+    assert sum(p.numel() for p in small.parameters()) < 0.3 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_moments_of_half_precision_are_summed_in_more(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3)).eval().to(dtype)
+    sparse = pj.sparsify(net, density=0.5, criterion="obs", data=[(100 * X.abs()).to(dtype)])
+    assert sum(int(p.count_nonzero()) for p in sparse.parameters() if p.ndim > 1) == pytest.approx(
+        0.5 * (32 * 27 + 4 * 288), abs=2
+    )
+
+
+class Stepped(nn.Module):
+    """A second input that is no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        found: Tensor = self.b(self.a(x).relu() * t)
+        return found
+
+
+@pytest.mark.parametrize("t", [torch.tensor(3.0), torch.ones(8, 1, 1)])
+def test_inputs_without_a_batch_are_whole_in_a_repair(t: Tensor) -> None:
+    net, x = Stepped().eval(), torch.randn(32, 3, 8, 8)
+    plan = pj.plan_channels(net, (x, t), ratio=0.5)
+    small = pj.prune_channels(net, plan, (x, t))
+    with torch.no_grad():
+        assert pj.repair(small, net, plan, (x, t), [(x, t)])(x, t).shape == (32, 4, 6, 6)
+
+
+def test_what_is_infinite_in_weights_is_refused_still() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net[1].running_var[0] = torch.inf
+    with pytest.raises(ModelError, match=r"1\.running_var"):
+        pj.plan_channels(net, X, ratio=0.5)
+
+
+def test_costs_of_tied_weights_and_of_a_sample_alone() -> None:
+    a = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False)).eval()
+    x = torch.randn(1, 4, 8, 8)
+    apart = peak_memory(capture(a, x), 1)
+    a[2].weight = a[0].weight
+    assert peak_memory(capture(a, x), 1) == apart - 4 * a[0].weight.numel()
+    assert macs(capture(nn.Conv2d(3, 4, 1).eval(), torch.randn(3, 8, 8))) == 3 * 4 * 64
+
+
+def test_blocks_that_hold_others_go_with_them() -> None:
+    class Block(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = x + self.inner(x)
+            return found
+
+    def leaf() -> nn.Module:
+        return Block(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()))
+
+    net = nn.Sequential(*(Block(nn.Sequential(leaf(), leaf())) for _ in range(2))).eval()
+    with pytest.raises(RecipeError, match="which held others inside"):
+        pj.plan_blocks(net, X, 6, [X])
+
+
+def test_a_size_that_is_added_is_no_shortcut() -> None:
+    net = made(lambda _m, y: y + y.shape[0])
+    with pytest.raises(RecipeError, match="0 residual blocks"):
+        pj.plan_blocks(net, X, 1, [X])
