@@ -218,7 +218,7 @@ def picked(ledger: Ledger, node: fx.Node, x: Labels, dim: int = 0, *args: Any, *
 
 
 def _of_a_parameter(ledger: Ledger, node: fx.Node) -> bool:
-    source = node.args[0]
+    source = node.args[0] if node.args else None
     while isinstance(source, fx.Node) and source.target in (aten.slice.Tensor, aten.select.int, aten.narrow.default):
         source = source.args[0]
     return isinstance(source, fx.Node) and isinstance(ledger.values.get(source.name), Weight)
