@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import penjing as pj
 from penjing.errors import ModelError, RecipeError
 from penjing.graph import capture
+from penjing.graph.einsum import by_products
 from penjing.measure import macs, peak_memory
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -94,6 +95,12 @@ def halves(_m: Any, y: Tensor) -> Tensor:
     return p * q.sigmoid()
 
 
+def attended(m: Any, y: Tensor) -> Tensor:
+    q, k, v = (part(y).flatten(2) for part in (m.q, m.k, m.v))
+    seen = torch.einsum("bci,bcj->bij", q, k).softmax(-1)
+    return torch.einsum("bij,bcj->bci", seen, v).view_as(y)
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "variance by hand": lambda: made(normalized),
     "deviation over positions": lambda: made(lambda _m, y: y / (y.std((2, 3), keepdim=True, unbiased=False) + 1)),
@@ -107,6 +114,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         lambda m, y: y + m.s.view(1, 8, 1, 1).expand_as(m.like),
         s=nn.Parameter(torch.randn(8)),
         like=nn.Parameter(torch.randn(1, 8, 8, 8)),
+    ),
+    "attention by einsum": lambda: made(attended, q=nn.Conv2d(8, 6, 1), k=nn.Conv2d(8, 6, 1), v=nn.Conv2d(8, 8, 1)),
+    "a matrix by einsum": lambda: made(
+        lambda m, y: torch.einsum("nchw,cd->ndhw", y, m.w).relu(), w=nn.Parameter(torch.randn(8, 8))
     ),
     "halves": lambda: made(halves),
     "grouped, transposed": lambda: made(lambda m, y: m.up(y).relu(), up=nn.ConvTranspose2d(8, 8, 2, 2, groups=2)),
@@ -123,6 +134,37 @@ def test_it_is_cut_proved_and_repaired(name: str) -> None:
     small = pj.prune_channels(net, plan, X)
     fixed = pj.repair(small, net, plan, X, [X, torch.randn_like(X)])
     assert sum(p.numel() for p in fixed.parameters()) <= sum(p.numel() for p in net.parameters())
+
+
+def test_attention_by_einsum_is_cut_as_that_by_matmul() -> None:
+    plan = pj.plan_channels(NETS["attention by einsum"](), X, ratio=0.5)
+    assert {n: len(dims[0]) for n, dims in plan.keep.items() if n in ("q.weight", "k.weight", "v.weight")} == {
+        "q.weight": 3, "k.weight": 3, "v.weight": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("equation", "one", "two"),
+    [
+        ("bci,bcj->bij", (2, 3, 4), (2, 3, 5)),
+        ("bhid,bhjd->bhij", (2, 3, 4, 5), (2, 3, 6, 5)),
+        ("nchw,cd->ndhw", (2, 3, 4, 5), (3, 6)),
+        ("bchw,bchw->b", (2, 3, 4, 5), (2, 3, 4, 5)),
+        ("bchw,c->bhw", (2, 3, 4, 5), (3,)),
+        ("nkc,nchw->wnkh", (2, 6, 3), (2, 3, 4, 5)),
+        ("ab,cb->ca", (2, 3), (4, 3)),
+        ("i,i->", (3,), (3,)),
+    ],
+)
+def test_einsum_by_products(equation: str, one: tuple[int, ...], two: tuple[int, ...]) -> None:
+    a, b = torch.randn(one, dtype=torch.float64), torch.randn(two, dtype=torch.float64)
+    torch.testing.assert_close(by_products(equation, [a, b]), torch.einsum(equation, a, b))
+
+
+@pytest.mark.parametrize("equation", ["ii,ij->j", "...i,ij->...j", "i,j->ij", "ij,jk", "ab,bc->c", "ab,bc,cd->ad"])
+def test_rarer_sums_stay_as_they_are_written(equation: str) -> None:
+    terms = equation.partition("->")[0].split(",")
+    assert by_products(equation, [torch.ones([2] * len(t.replace("...", ""))) for t in terms]) is NotImplemented
 
 
 def test_a_table_that_is_longer_than_the_example_stays_whole() -> None:

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import TreeSpec
 
 from penjing.errors import ModelError, first_line
+from penjing.graph.einsum import EINSUM, by_products
 from penjing.graph.functional import make_functional, restore_norms
 from penjing.graph.kept import once, own_tensors
 from penjing.graph.quiet import without_torchs_own_noise
@@ -150,6 +151,10 @@ def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
         with torch.no_grad(), without_torchs_own_noise():
             program = torch.export.export(still, inputs, dynamic_shapes=_nested(still, dims), strict=False)
             module = _plain(program.module(check_guards=False))
+            if any(n.target is EINSUM for n in module.graph.nodes):
+                program = program.run_decompositions({EINSUM: by_products})
+                module = _plain(program.module(check_guards=False))
+                restore_norms(module)
             if not make_functional(module):
                 module = _plain(program.run_decompositions({}).module(check_guards=False))
                 restore_norms(module)
