@@ -191,7 +191,7 @@ def _spread(values: Sequence[float]) -> Row:
 
 
 def _coverage(net: str, runtime: str, way: str, shapes: Sequence[tuple[int, ...]], files: Files) -> Row:
-    found = [k for k in RUNTIMES[runtime].kernels(files.path(net, way), shapes) if k.weighted]
+    found = [k for k in RUNTIMES[runtime].kernels(files.path(net, way), shapes, None) if k.weighted]
     rest, reasons = left_in_float(found), files.told(net, way).get("reasons", {})
     return {"int8": len(found) - len(rest), "of": len(found), "left": {k.layer: _reason(k, reasons) for k in rest}}
 
