@@ -1,5 +1,6 @@
 """Networks that are built in less usual ways: read, cut, proved and repaired as any other."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import penjing as pj
-from penjing.errors import ModelError, RecipeError
+from penjing.errors import ModelError, NotEquivalent, RecipeError
 from penjing.graph import capture
 from penjing.graph.einsum import by_products
 from penjing.measure import macs, peak_memory
+from penjing.prune.channels import RewrittenWarning
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -252,3 +254,21 @@ def test_a_size_that_is_added_is_no_shortcut() -> None:
     net = made(lambda _m, y: y + y.shape[0])
     with pytest.raises(RecipeError, match="0 residual blocks"):
         pj.plan_blocks(net, X, 1, [X])
+
+
+def test_a_graph_that_was_misread_does_not_stand_in_for_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def misread(model: nn.Module, example: Any) -> Any:
+        graph = capture(model, example)
+        for node in graph.module.graph.nodes:
+            if node.target is torch.ops.aten.relu.default:
+                node.target = torch.ops.aten.tanh.default
+        graph.module.recompile()
+        return graph
+
+    net = made(lambda _m, y: y.relu().view(-1, 8, 8, 8))  # which has to be rewritten
+    plan = pj.plan_channels(net, X, ratio=0.5)
+    with pytest.warns(RewrittenWarning):
+        pj.prune_channels(net, plan, X)
+    monkeypatch.setattr(importlib.import_module("penjing.prune.channels"), "capture", misread)
+    with pytest.raises(NotEquivalent):
+        pj.prune_channels(net, plan, X)

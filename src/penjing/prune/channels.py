@@ -52,7 +52,7 @@ def prune_channels(
     if not verify and not rewrite:
         return small
     graph = capture(model, inputs)
-    return _proven(small, graph, find_channels(graph), plan, verify=verify, rewrite=rewrite)
+    return _proven(model, small, graph, find_channels(graph), plan, verify=verify, rewrite=rewrite)
 
 
 def prune_to_look(model: nn.Module, plan: ChannelPlan, example: Tensor | Sequence[Tensor]) -> nn.Module:
@@ -76,7 +76,14 @@ def _output_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
 
 
 def _proven(
-    small: nn.Module, graph: Graph, channels: Channels, plan: ChannelPlan, *, verify: bool, rewrite: bool | None
+    model: nn.Module,
+    small: nn.Module,
+    graph: Graph,
+    channels: Channels,
+    plan: ChannelPlan,
+    *,
+    verify: bool,
+    rewrite: bool | None,
 ) -> nn.Module:
     """``small`` once it is verified, with its forward rewritten if it must be."""
     if rewrite:
@@ -90,6 +97,7 @@ def _proven(
             raise
         rewritten = with_rewritten_forward(small, graph, channels, plan)
         try:
+            verify_against(graph, channels, model, ChannelPlan({}))  # a graph that stands in for a forward must be its own
             verify_against(graph, channels, rewritten, plan)
         except NotEquivalent:
             raise reason from None
