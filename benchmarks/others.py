@@ -1,4 +1,4 @@
-"""``penjing compress`` on other networks, for both runtimes: python benchmarks/others.py --cases FOLDER   (half an hour)
+"""``penjing compress`` on other networks, for both runtimes: python benchmarks/others.py --cases FOLDER   (an hour)
 
 A MobileNetV2 with ImageNet's weights and a linear head, a denoiser of two inputs judged in dB, and a classifier of text lines
 that is given as an ONNX file; FOLDER has ``realdata.py``, which fetches them. No labels are trained on (``--epochs 0``). What
@@ -126,7 +126,6 @@ def told(kept: dict[str, Any]) -> str:
         "than default",
         "MACs",
         "bytes",
-        "int8",
     )
     lines = [
         "# Other networks",
