@@ -98,6 +98,8 @@ def test_a_file_of_a_fixed_batch_is_called_as_often_as_it_takes(tmp_path: Path) 
     with torch.no_grad():
         wanted = net.f(x)
     for target in RUNTIMES:
+        module = pj.quantize(net, x[:2], [x[:2], x[2:4]], target=target)  # linear layers on vectors
+        assert pj.export(module, x[:2], tmp_path / "int8.onnx", target=target).agreement(module, x[:2], "f32").largest < 1e-3
         file = pj.export(net, x[:2], tmp_path / "net.onnx", target=target)
         assert (file.dynamic, fixed_batch(file.path)) == (False, 2)
         torch.testing.assert_close(file.load(1, "f32")(x), wanted)

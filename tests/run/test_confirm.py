@@ -37,7 +37,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tried: list[Candidate], **form:
     monkeypatch.setattr(confirming, "_shipped", lambda _job, _maker, _baseline, c, *_: Form(c, **form))
     monkeypatch.setattr(confirming, "_original", lambda *_: Form(candidate("original", "chosen")))
     monkeypatch.setattr(confirming, "tell", lambda *given: told.extend(given[3:]))
-    job: Any = SimpleNamespace(task=SimpleNamespace(metric=lambda *_: None, confirm=None), threads=1)
+    job: Any = SimpleNamespace(
+        task=SimpleNamespace(metric=lambda *_: None, confirm=None), threads=1, budget=SimpleNamespace(max_drop=None)
+    )
     baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None))
     confirm(job, SimpleNamespace(chooser=SimpleNamespace(ceilings={})), baseline, tried)  # type: ignore[arg-type]
     return told[1].candidate.name, {c.name: c.status for c in told[0]}

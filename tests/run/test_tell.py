@@ -14,6 +14,25 @@ CUT = pj.ChannelPlan({"0.weight": {0: (0, 1)}})
 
 
 @pytest.mark.parametrize(
+    ("drop", "latency", "allowed", "worth"),
+    [
+        (0.009, 1.0, 0.01, True),
+        (0.011, 1.0, 0.01, False),  # though the interval may reach below
+        (0.011, 1.0, None, True),
+        (0.009, 1.5, 0.01, False),  # slower than the original
+    ],
+)
+def test_what_loses_more_than_is_allowed_or_is_slower_is_not_taken(
+    drop: float, latency: float, allowed: float | None, worth: bool
+) -> None:
+    found: Any = SimpleNamespace(drop=drop)
+    known: Any = {"candidate": None, "net": None, "module": nn.Identity(), "artifact": None, "precision": None, "mix": None}
+    shipped = Shipped(**known, found=found, judgement=None, before=None, after=None, latency=latency)  # type: ignore[arg-type]
+    baseline: Any = SimpleNamespace(default=SimpleNamespace(cost=Cost(1.0, 1.0, 1, 1)))
+    assert shipped.is_worth(baseline, {}, allowed) is worth
+
+
+@pytest.mark.parametrize(
     ("form", "changed", "plan", "said"),
     [
         ("fp32", {}, pj.ChannelPlan({}), True),

@@ -210,4 +210,4 @@ def _together(readers: Sequence[_Reader]) -> Iterator[list[_Reader]]:
 
 
 def _channels(value: Tensor, dim: int) -> Tensor:
-    return value.movedim(dim, 0).flatten(1)
+    return value.movedim(dim, 0).reshape(value.shape[dim], -1)

@@ -21,7 +21,7 @@ LOOKS = 3  # candidates that are confirmed, at most: each further look needs a c
 
 
 def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate]) -> None:
-    """Confirm the candidates that hold, best first, until one does not fail; write the results.
+    """Confirm the candidates that hold, best first, until one loses no more than is allowed; write the results.
 
     Where none holds, the whole network with those layers back in float whose integers lose too much is the last to try.
     """
@@ -32,7 +32,7 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
         shipped = _shipped(job, maker, baseline, candidate, before, looks)
         if candidate.status != "holds" and (shipped.mix is None or shipped.is_original):
             continue
-        worth = shipped.is_worth(baseline, maker.chooser.ceilings)
+        worth = shipped.is_worth(baseline, maker.chooser.ceilings, job.budget.max_drop)
         shown[shown.index(candidate)] = replace(shipped.candidate, status="chosen" if worth else "does not hold")
         if worth:
             return tell(job, maker, baseline, shown, shipped)

@@ -58,10 +58,13 @@ class Shipped:
         floats = self.mix is not None and self.mix.chosen.name in WITHOUT_INTEGERS
         return self.candidate.key == "original" or (floats and not cut)
 
-    def is_worth(self, baseline: Baseline, ceilings: Mapping[str, float]) -> bool:
-        """Whether it does not fail, and is no slower than the original, where that would be within the limits."""
+    def is_worth(self, baseline: Baseline, ceilings: Mapping[str, float], allowed: float | None) -> bool:
+        """Whether it lost no more than is allowed, as far as was seen, and is no slower than the original, where that would be
+        within the limits.
+        """
         slower = self.latency > WORSE * baseline.default.cost.latency
-        return self.judgement.status != "does not hold" and not (slower and not over(baseline.default.cost, ceilings))
+        kept = allowed is None or self.found.drop <= allowed
+        return kept and not (slower and not over(baseline.default.cost, ceilings))
 
 
 def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> None:
