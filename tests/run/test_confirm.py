@@ -1,7 +1,7 @@
 """What is confirmed, in which order, and what comes out where nothing holds."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,3 +72,34 @@ def test_only_the_whole_is_tried_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for more in ({"widths": {"a": 1}}, {"blocks": ("b",)}, {"steps": 3}):
         assert handed_over(monkeypatch, [candidate("2x", "too inaccurate", **more)])[0] == "original"
     assert handed_over(monkeypatch, [candidate("1x", "over the limit")])[0] == "original"
+
+
+def test_behind_one_that_fails_a_gentler_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half way to the next, where that leaves room; no candidate is looked at that was not scored."""
+    fast, slow = replace(HOLDS, name="4x", key="4x", share=0.25), replace(HOLDS, name="1x", key="1x", share=1.0)
+    asked: list[float] = []
+
+    def make(share: float, _source: None, *, trained: bool) -> Candidate:
+        assert not trained
+        asked.append(share)
+        return replace(HOLDS, name=f"{1 / share:g}x", key=f"{share}", share=share)
+
+    def ended(worth: str, *, holds: bool = True, tried: tuple[Candidate, ...] = (fast, slow)) -> str:
+        told: list[Any] = []
+        asked.clear()
+        monkeypatch.setattr(confirming, "marked", lambda c, *_: c if holds else replace(c, status="too inaccurate"))
+        monkeypatch.setattr(confirming, "_shipped", lambda _job, _maker, _base, c, *_: Form(c, worth=c.name == worth))
+        monkeypatch.setattr(confirming, "_original", lambda *_: Form(candidate("original", "chosen")))
+        monkeypatch.setattr(confirming, "tell", lambda *given: told.extend(given[3:]))
+        task = SimpleNamespace(metric=lambda *_: None, confirm=None)
+        job: Any = SimpleNamespace(task=task, threads=1, budget=SimpleNamespace(max_drop=None))
+        baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None), score=1.0)
+        maker: Any = SimpleNamespace(chooser=SimpleNamespace(ceilings={}), make=make)
+        confirm(job, maker, baseline, tried)
+        return str(told[1].candidate.name)
+
+    assert (ended("2x"), asked) == ("2x", [0.5])
+    assert (ended("1x"), asked) == ("1x", [0.5])  # the third look is for what was there
+    assert (ended("1x", holds=False), asked) == ("1x", [0.5])
+    assert (ended("1x", tried=(replace(fast, share=0.9), slow)), asked) == ("1x", [])
+    assert (ended("1x", tried=(replace(fast, steps=5), slow)), asked) == ("1x", [])

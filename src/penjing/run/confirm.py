@@ -14,21 +14,26 @@ from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
 from penjing.run.job import Job
 from penjing.run.tell import Shipped, tell
-from penjing.search import Candidate, Mix, MixSettings, fastest_mix, over
+from penjing.search import Candidate, Mix, MixSettings, fastest_mix, marked, over
 from penjing.task import Score
 
+APART = 1.2  # times the time of a candidate from which on the next one leaves room for another between
 LOOKS = 3  # candidates that are confirmed, at most: each further look needs a clearer answer
 
 
 def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate]) -> None:
     """Confirm the candidates that hold, best first, until one loses no more than is allowed; write the results.
 
-    Where none holds, the whole network with those layers back in float whose integers lose too much is the last to try.
+    Behind one that does not, a gentler one is made, if the next is much slower. Where none holds, the whole network with those
+    layers back in float whose integers lose too much is the last to try.
     """
     before = job.task.metric(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
     shown = list(tried)
-    holding = [c for c in tried if c.status == "holds"][:LOOKS]
-    for looks, candidate in enumerate(holding or _whole(tried), 1):
+    waiting = [c for c in tried if c.status == "holds"] or _whole(tried)
+    for looks in range(1, LOOKS + 1):
+        if not waiting:
+            break
+        candidate = waiting.pop(0)
         shipped = _shipped(job, maker, baseline, candidate, before, looks)
         if candidate.status != "holds" and (shipped.mix is None or shipped.is_original):
             continue
@@ -36,7 +41,19 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
         shown[shown.index(candidate)] = replace(shipped.candidate, status="chosen" if worth else "does not hold")
         if worth:
             return tell(job, maker, baseline, shown, shipped)
+        if looks < LOOKS and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
+            shown.append(gentler)
+            waiting.insert(0, gentler)
     return tell(job, maker, baseline, shown, _original(job, maker, baseline, before))
+
+
+def _between(job: Job, maker: Maker, baseline: Baseline, failed: Candidate, following: Sequence[Candidate]) -> Candidate | None:
+    """A candidate half way between one that failed and the next, not trained; None where that is near, or does not hold."""
+    if failed.steps or not following or following[0].share < APART * failed.share:
+        return None
+    made = maker.make((failed.share * following[0].share) ** 0.5, None, trained=False)
+    made = marked(made, baseline.score, maker.chooser.ceilings, job.budget)
+    return made if made.status == "holds" else None
 
 
 def _whole(tried: Sequence[Candidate]) -> list[Candidate]:
