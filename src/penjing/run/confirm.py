@@ -41,7 +41,7 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
         shown[shown.index(candidate)] = replace(shipped.candidate, status="chosen" if worth else "does not hold")
         if worth:
             return tell(job, maker, baseline, shown, shipped)
-        if looks < LOOKS and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
+        if looks < LOOKS - 1 and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
             shown.append(gentler)
             waiting.insert(0, gentler)
     return tell(job, maker, baseline, shown, _original(job, maker, baseline, before))
