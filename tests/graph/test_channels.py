@@ -93,7 +93,7 @@ def test_groups_come_in_the_order_of_the_computation(name: str) -> None:
         ("eca", "conv1d.default slides along"),
         ("flipped_channels", "flip"),
         ("channels_selected", "index_select"),
-        ("bilinear_pooling", "einsum"),
+        ("bilinear_pooling", "linear.default over values that are not channels"),
         ("constant_made_inside", "fixed size"),
     ],
 )
