@@ -183,29 +183,35 @@ def check_metric(task: Task, run: Run) -> Score:
         with _in_eval(run):
             return check_metric(task, as_a_file(run))
     try:
-        return _scored(task.metric, run, [first_batch(task.search, "search")])
-    except _TooFew:
-        return _scored(task.metric, run, task.search)
+        return scored(task.metric, run, [first_batch(task.search, "search")])
+    except NoScore:
+        return scored(task.metric, run, task.search)
 
 
-class _TooFew(DataError):
-    """A metric gives no score, and more batches may change that."""
+class NoScore(DataError):
+    """A metric fails or gives no number, which more batches may change."""
 
 
-def _scored(metric: Metric, run: Run, batches: Batches) -> Score:
+def scored(metric: Metric, run: Run, batches: Batches) -> Score:
+    """What a metric gives, checked.
+
+    Raises:
+        NoScore: It fails, or gives no finite number.
+        DataError: It gives something else than a ``Score`` with one number a sample.
+    """
     try:
         score = metric(run, batches)
     except PenjingError:
         raise
     except Exception as e:  # whatever the user's metric raises
-        raise _TooFew(f"task.metric fails with {type(e).__name__}: {first_line(e)}; {HOW}") from e
+        raise NoScore(f"task.metric fails with {type(e).__name__}: {first_line(e)}; {HOW}") from e
     if not isinstance(score, Score):
         raise DataError(f"task.metric returns {type(score).__name__}; {HOW}")
     each = np.asarray(score.per_sample)
     if each.ndim != 1 or each.dtype.kind not in "biuf" or len(each) != score.samples:
         raise DataError(f"task.metric gives per_sample of shape {each.shape}, {each.dtype}, for {score.samples} samples; {HOW}")
     if not (math.isfinite(score.value) and np.isfinite(each).all()):
-        raise _TooFew("task.metric gives NaN or infinity on task.search; look for it in the data and in what it divides by")
+        raise NoScore("task.metric gives NaN or infinity; look for it in the data and in what it divides by")
     return score
 
 

@@ -22,6 +22,7 @@ from penjing.prune.store import load, plan_of
 from penjing.quant import TARGETS
 from penjing.recipe import load_model
 from penjing.result import is_share
+from penjing.search.budget import parse_drop
 from penjing.task import Score, Task, as_tuple, check_task
 
 OF_ANOTHER_TYPE = re.compile(r"\b(long|int|integer|LongTensor|dtype|scalar type)\b", re.IGNORECASE)  # in torch's complaints
@@ -124,7 +125,7 @@ def check_unit(drop: str, task: Task, score: Score) -> None:
             f"--max-drop {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
             "metric.unit = 'dB' where it is in dB"
         )
-    if not share and unit.endswith(("point", "points", "%")) and not unit.startswith(("0 ", "0.0 ")):
+    if not share and unit.endswith(("point", "points", "%")) and parse_drop(unit):
         raise RecipeError(
             f"--max-drop {drop}: a number without a unit means points, hundredths of a share, and the metric is none: it gave "
             f"{score.value:.4g}; give '0.3 units' of it, or 0.3dB"

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from penjing.graph.labels import Labels, Ledger, Sheets, Value, Weight, bound, narrow, sheets_of, tidy, unlabelled, varies
 from penjing.graph.meeting import met
-from penjing.graph.walk import out_shape
+from penjing.graph.walk import arguments, out_shape
 
 
 def batch_norm(ledger: Ledger, node: fx.Node, x: Value, *parameters: Any) -> Any:
@@ -93,14 +93,8 @@ def reduction(ledger: Ledger, node: fx.Node, x: Value, dim: Any = None, keepdim:
 
 def deviation(ledger: Ledger, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
     """Variance and standard deviation, whose overloads have their arguments in different places."""
-    given = _by_name(node)
+    given = arguments(node)
     return _reduced(ledger, node, x, given.get("dim"), bool(given.get("keepdim", False)))
-
-
-def _by_name(node: fx.Node) -> dict[str, Any]:
-    """What an operation is given beside values, by the names of its schema."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    return {**dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
 
 
 def vector_norm(

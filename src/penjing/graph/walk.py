@@ -85,3 +85,10 @@ def out_shape(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's (first) output."""
     value = node.meta["val"]
     return shape_of(value[0] if isinstance(value, tuple | list) else value)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """What an operation is given, by the names of its schema, with its defaults."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return {**given, **dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}

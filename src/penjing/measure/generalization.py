@@ -1,6 +1,5 @@
 """What one number hides: classes given up, predictions that flipped, confidence, and accuracy on images a camera spoiled."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +8,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from penjing.errors import DataError, PenjingError, first_line
+from penjing.errors import DataError
 from penjing.measure.corruptions import CORRUPTIONS, Corruption
 from penjing.measure.paired import mcnemar, paired
 from penjing.progress import Advance, Progress, silent
-from penjing.task import Batch, Batches, Metric, Run, Score, as_tuple
+from penjing.task import Batch, Batches, Metric, NoScore, Run, Score, as_tuple, scored
 
 CLASS_TIMES, CLASS_SHARE = 3, 0.02  # a class may lose so many times what is allowed, or this share, whichever is more
 ERROR = 0.05  # of calling a class worse when it is not, over all classes together (Bonferroni), and of the corruptions likewise
@@ -188,10 +187,6 @@ class _NotImages(DataError):
     """The corruptions do not take the first inputs."""
 
 
-class _MetricError(DataError):
-    """The metric gives no number for the samples that it is given."""
-
-
 class _Tape:
     """A network that keeps the first of its outputs as it is called."""
 
@@ -226,25 +221,13 @@ def _on_clean(
     for most in (samples, None):
         kept, tapes = _kept(batches, most), (_Tape(runs[0]), _Tape(runs[1]))
         try:
-            found = _scored(metric, tapes[0], kept), _scored(metric, tapes[1], kept)
-        except _MetricError:  # one that needs every class, perhaps, of samples that are sorted by class
+            found = scored(metric, tapes[0], kept), scored(metric, tapes[1], kept)
+        except NoScore:  # one that needs every class, perhaps, of samples that are sorted by class
             if most is None:
                 raise
         else:
             break
     return tapes, found, kept
-
-
-def _scored(metric: Metric, run: Run, batches: Sequence[Batch]) -> Score:
-    try:
-        score = metric(run, batches)
-    except PenjingError:
-        raise
-    except Exception as e:  # whatever the user's metric raises
-        raise _MetricError(f"task.metric fails with {type(e).__name__}: {first_line(e)}") from e
-    if not math.isfinite(score.value):
-        raise _MetricError("task.metric gives NaN or infinity")
-    return score
 
 
 def _corrupted(kept: Sequence[Batch], corrupt: Corruption, severity: int, generator: Generator) -> list[Batch]:
@@ -268,7 +251,7 @@ def _on_corrupted(
         for severity in severities:
             # One stream for all severities of a kind: the same noise, stronger.
             spoiled = _corrupted(kept, corrupt, severity, Generator().manual_seed(seed * 1_000_003 + k))
-            pair = _scored(metric, runs[0], spoiled), _scored(metric, runs[1], spoiled)
+            pair = scored(metric, runs[0], spoiled), scored(metric, runs[1], spoiled)
             rows.append(CorruptionScore(name, severity, pair[0].value, pair[1].value))
             scores.append(pair)
             advance(f"{name} {severity}")

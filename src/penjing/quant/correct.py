@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
+from penjing.graph.walk import arguments
 from penjing.quant.editable import free_name, new_parameter
 from penjing.quant.insert import Layer, layers, value_grid
 from penjing.quant.lockstep import Lockstep, channel_dim, own, parameter, unquantized
 from penjing.quant.targets import TRANSPOSED
 from penjing.score.flow import Batch
-from penjing.score.products import arguments
 
 aten = torch.ops.aten
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from penjing.errors import DataError
+from penjing.graph.walk import arguments
 from penjing.quant.codes import Straight
 from penjing.quant.grids import Grid, spread
 from penjing.quant.insert import Layer, value_grid
 from penjing.quant.lockstep import InOrder, Lockstep, Pass, own, parameter, unquantized
-from penjing.score.products import arguments
 
 FINE = 255  # a grid of so many steps needs no learning
 HELD_BACK = 0.2  # share of the samples that decide whether what was learned is kept

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from penjing.graph import Graph
+from penjing.graph.walk import arguments
 from penjing.score.flow import tensor_of
 
 aten = torch.ops.aten
@@ -166,13 +167,6 @@ def _product(graph: Graph, node: fx.Node) -> Product | None:
         groups=groups, transposed=transposed, kernel=kernel, stride=stride, dilation=dilation,
         padding=_padding(given, kernel, dilation, transposed),
     )  # fmt: skip
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """What an operation is given, by the names of its schema, with its defaults."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return {**given, **dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:
