@@ -182,7 +182,8 @@ def headline() -> str:
     for where, rows in read_json(HERE / "headline.json").items():
         parts = []
         for name, r in rows.items():
-            trained = f", {r['cpu_minutes']:.0f} CPU-minutes of training" if r["cpu_minutes"] else ""
+            both = ", the control's included" if r.get("control_counted") else ""
+            trained = f", {r['cpu_minutes']:.0f} CPU-minutes of training{both}" if r["cpu_minutes"] else ""
             parts.append(
                 f"{name}{trained}: {r['faster']:.1f} times faster than fp32 ({r['faster_than_default']:.1f} than the default "
                 f"precision) for {r['drop']:.2f} points"
