@@ -10,6 +10,7 @@ from torch.onnx._internal.exporter import _fx_passes
 
 import penjing as pj
 from penjing.export.spell import SPELLED, spell_out
+from penjing.export.windows import WINDOWS
 from penjing.graph import capture
 from penjing.zoo import ZOO
 
@@ -40,7 +41,7 @@ def test_it_computes_the_same(name: str) -> None:
     graph = capture(net.eval(), (x,)).module
     spell_out(graph)
     torch.testing.assert_close(graph(x), net(x))
-    left = {n.target for n in graph.graph.nodes} & SPELLED.keys()
+    left = {n.target for n in graph.graph.nodes} & SPELLED.keys() - set(WINDOWS.values())  # of windows most are as they are
     assert bool(left) == (name in ("norm without statistics", "pool of uneven windows"))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,3 +100,42 @@ def test_mistakes_are_told() -> None:
 def test_one_tensor_is_no_list_of_batches() -> None:
     with pytest.raises(DataError, match=r"one tensor; give a loader or a list of batches, e\.g\. list\(images\.split\(64\)\)"):
         quantize(nn.Conv2d(1, 2, 1), torch.zeros(1, 1, 4, 4), torch.zeros(8, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"exclude": "2.*"}, "give a tuple of patterns"), ({"weight_bits": 4.0}, "whole number from 2 to 8"),
+        ({"block": True}, "block is True"), ({"lost": 7}, "lost is 7"),
+    ],
+)  # fmt: skip
+def test_schemes_are_checked_at_the_door(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Scheme(**wrong)
+
+
+def test_a_pattern_that_excludes_nothing_is_refused() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 6, 6)
+    with pytest.raises(RecipeError, match=r"exclude has 'conv7\.\*', and no parameter is called so"):
+        quantize(net, x, [x], scheme=Scheme(exclude=("conv7.*",)))
+
+
+@pytest.mark.parametrize("data", [None, "abc", {"x": 1}, [{"x": torch.zeros(1)}], [1, 2]])
+def test_what_is_no_calibration_is_told_so(data: Any) -> None:
+    with pytest.raises(DataError, match=r"calibration is \w+; give a loader|a batch has inputs of type"):
+        quantize(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 6, 6), data)
+
+
+def test_nan_is_told_without_the_interpreters_words_and_empty_batches_do_not_count() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 6, 6)
+    with pytest.raises(DataError) as told:
+        quantize(net, x, [x, x * float("nan")])
+    assert str(told.value).endswith("look for NaN or infinity in the images")
+    with_none, without = (quantize(net, x, data).state_dict() for data in ([x[:0], x], [x]))
+    assert all(torch.equal(with_none[n], without[n]) for n in without)
+
+
+def test_what_is_quantized_is_not_quantized_again() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    with pytest.raises(ModelError, match="quantized already"):
+        quantize(quantize(nn.Conv2d(3, 4, 3), x, [x]), x, [x])

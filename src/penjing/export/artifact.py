@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.errors import ExportError, first_line
 from penjing.export import onnxruntime, openvino
-from penjing.export.kernels import Kernel
+from penjing.export.kernels import Kernel, left_in_float
 from penjing.export.profiles import Profile, Spent, named
 from penjing.files import digest
 from penjing.graph import as_inputs
@@ -71,6 +71,8 @@ class Runner:
         self.fixed = fixed
 
     def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
+        if not inputs:
+            raise ExportError("the file is called without inputs; give what the network takes, one by one")
         arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
         outputs = self._call(arrays) if self.fixed in (None, len(arrays[0])) else self._in_parts(arrays, self.fixed)
         if isinstance(inputs[0], Tensor):
@@ -134,14 +136,19 @@ class Artifact:
             precision: As it is loaded with; see ``load``.
         """
         self._check()
-        found = RUNTIMES[self.runtime].kernels(self.path, self.inputs, precision)
-        return [replace(k, reason=self._reason(k)) if k.weighted and k.precision != "int8" else k for k in found]
+        found = named(self.path, RUNTIMES[self.runtime].kernels(self.path, self.inputs, precision))
+        integers = _in_integers(self.path) if left_in_float(found) else frozenset()
+        return [replace(k, reason=self._reason(k, integers)) if k.weighted and k.precision != "int8" else k for k in found]
 
-    def _reason(self, kernel: Kernel) -> str:
+    def _reason(self, kernel: Kernel, integers: frozenset[str]) -> str:
         """Why a layer runs in float: it was written so, or the runtime has its own ways."""
         names = {name.partition("/")[0] for name in (kernel.layer, *kernel.fused)}
         written = [why for layer, why in self.reasons.items() if layer in names]
-        return written[0] if written else f"{self.runtime} runs it so; the file has integers there"
+        if written:
+            return written[0]
+        if names & integers:
+            return f"{self.runtime} runs it so; the file has integers there"
+        return "the file has it in float"
 
     def profile(
         self, *inputs: Tensor | np.ndarray, threads: int | None = None, precision: str | None = None, seconds: float = 1.0
@@ -170,6 +177,17 @@ class Artifact:
             raise ExportError(f"{self.path} is not there; export the network again")
         if digest(self.path) != self.digest:
             raise ExportError(f"{self.path} has changed since it was exported; export the network again")
+
+
+def _in_integers(path: Path) -> frozenset[str]:
+    """The nodes of a file that read integers alone, perhaps through what moves them."""
+    import onnx
+
+    graph, decoded = onnx.load(path, load_external_data=False).graph, set[str]()
+    for n in graph.node:
+        if n.op_type == "DequantizeLinear" or (n.op_type in ("Transpose", "Reshape") and n.input[0] in decoded):
+            decoded.update(n.output)
+    return frozenset(n.name for n in graph.node if len(n.input) > 1 and decoded.issuperset(n.input[:2]))
 
 
 def fixed_batch(path: Path) -> int | None:
@@ -206,6 +224,9 @@ def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequ
     dot = ours = theirs = 0.0
     for inputs, outputs in zip(batches, expected, strict=True):
         found = tree_leaves(run(*inputs))
+        if [y.shape for y in found] != [y.shape for y in outputs]:
+            given, wanted = ([tuple(y.shape) for y in ys] for ys in (found, outputs))
+            raise ExportError(f"the file gives outputs of shape {given} and the module {wanted}; it was made from another one")
         for a, b in zip(found, outputs, strict=True):
             a, b = a.double(), b.detach().double()
             error = (a - b).abs()

@@ -1,5 +1,6 @@
 """What a runtime executes, as data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -15,6 +16,6 @@ class Kernel:
     reason: str = ""  # why it does not run in int8, where it is weighted and does not
 
 
-def left_in_float(kernels: list[Kernel]) -> list[Kernel]:
+def left_in_float(kernels: Sequence[Kernel]) -> list[Kernel]:
     """Convolutions and linear layers that do not run in int8."""
     return [k for k in kernels if k.weighted and k.precision != "int8"]

@@ -5,6 +5,7 @@ import copy
 import io
 import logging
 import operator
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
-from penjing.export.reductions import biases_in_one_dimension
+from penjing.export.reductions import biases_in_one_dimension, extremes_apart
 from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
@@ -60,6 +61,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
         means_to_pools(proto)
     _store_integers(proto)
     biases_in_one_dimension(proto)
+    extremes_apart(proto)
     _integer_biases(proto)
     pads_into_convolutions(proto)
     reasons = name_layers(proto, module)
@@ -69,7 +71,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     return Artifact(destination, runtime, tuple(tuple(x.shape) for x in given), dynamic, digest(destination), reasons)
 
 
-def _converted(module: nn.Module, inputs: tuple[Tensor, ...], dims: Any) -> Any:
+def _converted(module: fx.GraphModule, inputs: tuple[Tensor, ...], dims: Any) -> Any:
+    _rename_made_up(module)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
         with _quiet(), _fake_quantize_shapes(), _operators_read_once(), _traced_once(), torch.no_grad():
@@ -81,6 +84,15 @@ def _converted(module: nn.Module, inputs: tuple[Tensor, ...], dims: Any) -> Any:
         raise ExportError(f"the network cannot be written as ONNX: {str(cause).strip().splitlines()[0]}") from e
     assert program is not None
     return program.model_proto
+
+
+def _rename_made_up(module: fx.GraphModule) -> None:
+    """Give other names to weights that are called what the exporter calls values of its own; in files that it made some are."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and re.fullmatch(r"val_\d+", str(node.target)):
+            old, node.target = str(node.target), f"weight_of_{node.target}"
+            setattr(module, node.target, getattr(module, old))
+    module.recompile()
 
 
 @contextlib.contextmanager

@@ -130,4 +130,5 @@ def _module() -> Any:
         import onnxruntime
     except ImportError as e:
         raise RuntimeMissing("ONNX Runtime is not installed; pip install onnxruntime") from e
+    onnxruntime.disable_telemetry_events()  # nobody asked the user
     return onnxruntime

@@ -97,7 +97,7 @@ def _read(core: Any, path: Path) -> Any:
     try:
         return core.read_model(path)
     except RuntimeError as e:
-        raise ExportError(f"OpenVINO does not read {path}: {str(e).splitlines()[0]}") from e
+        raise ExportError(f"OpenVINO does not read {path}: {_told(e)}") from e
 
 
 def _compile(core: Any, model: Any, shapes: Sequence[tuple[int, ...]], settings: dict[str, Any]) -> Any:
@@ -110,7 +110,12 @@ def _compile(core: Any, model: Any, shapes: Sequence[tuple[int, ...]], settings:
         fixed.reshape({port: list(shape) for port, shape in zip(fixed.inputs, shapes, strict=True)})
         return core.compile_model(fixed, "CPU", settings)
     except (RuntimeError, ValueError) as e:
-        raise ExportError(f"OpenVINO does not take inputs of shape {list(shapes)}: {str(e).splitlines()[0]}") from e
+        raise ExportError(f"OpenVINO does not take inputs of shape {list(shapes)}: {_told(e)}") from e
+
+
+def _told(error: Exception) -> str:
+    """What is wrong: the last line; those before say where in the runtime it was found."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def _module() -> Any:

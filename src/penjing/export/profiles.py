@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from penjing.export.names import LAYERS
 from penjing.measure import Measurement
 
+FUSED = "fused "  # what ONNX Runtime puts before the name of a layer that an activation runs in
 MEMORY = 16  # values back from a kernel's output that its layer is looked for among
 FEWEST, MOST = 10, 2000  # calls that are profiled
 
@@ -71,22 +72,36 @@ def calm(walls: list[float]) -> float:
     return statistics.median(walls) / statistics.fmean(walls)
 
 
-def named(path: Path, kernels: Sequence[Spent]) -> tuple[Spent, ...]:
+class _Runs(Protocol):
+    """What a runtime runs: a ``Spent`` or a ``Kernel``."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def weighted(self) -> bool: ...
+
+
+Running = TypeVar("Running", bound=_Runs)
+
+
+def named(path: Path, kernels: Sequence[Running]) -> tuple[Running, ...]:
     """Give weighted kernels the names that their layers have in the file.
 
-    A runtime calls a kernel like the layer, or like the value that the kernel gives, which may lie a few operations further on.
+    A runtime calls a kernel like the layer, with something before or behind its name, or like an operation or a value that
+    lies a few operations further on.
     """
     import onnx
 
     nodes = onnx.load(path, load_external_data=False).graph.node
-    made = {o: n for n in nodes for o in n.output}
+    made = {n.name: n for n in nodes} | {o: n for n in nodes for o in n.output}
     layers = {n.name for n in nodes if n.op_type in LAYERS}
-    free = layers - {k.layer for k in kernels}
+    plain = [k.layer.removeprefix(FUSED).partition("/")[0] for k in kernels]
+    free = layers - set(plain)
     found = []
-    for k in kernels:
-        layer = _source(k.layer, made, free) if k.weighted and k.layer not in layers else None
+    for k, name in zip(kernels, plain, strict=True):
+        layer = (name if name in layers else _source(name, made, free)) if k.weighted else None
         free.discard(layer or "")
-        found.append(replace(k, layer=layer or k.layer))
+        found.append(replace(k, layer=layer or k.layer))  # type: ignore[type-var]
     return tuple(found)
 
 

@@ -1,9 +1,10 @@
-"""Convolutions of one dimension, written so that OpenVINO computes what reduces them rightly."""
+"""Reductions, and what stands before or behind them, written so that OpenVINO computes them rightly."""
 
 from typing import Any
 
 from penjing.export.pools import sizes
 
+EXTREMES = ("ReduceMax", "ReduceMin", "GlobalMaxPool")
 NOTHING = 1e-30  # a bias that adds nothing to any value, and that no runtime removes
 
 
@@ -29,3 +30,23 @@ def biases_in_one_dimension(proto: Any) -> None:
         proto.graph.initializer.append(numpy_helper.from_array(np.full(shape[1], NOTHING, np.float32), name))
         del node.input[2:]
         node.input.append(name)
+
+
+def extremes_apart(proto: Any) -> None:
+    """Put something that changes nothing behind every maximum and minimum over positions or channels, in place.
+
+    OpenVINO (2026.4, CPU) runs a grid that comes behind one inside it, and gives wrong values. It does so with additions,
+    products and ReLUs as well, but not with a maximum of two values.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    if not any(n.op_type == "QuantizeLinear" for n in proto.graph.node):
+        return
+    for node in [n for n in proto.graph.node if n.op_type in EXTREMES]:
+        (given,) = node.output
+        least, found = f"{given}.least", f"{given}.found"
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), least))
+        node.output[0] = found
+        apart = helper.make_node("Max", [found, least], [given], name=f"{node.name}.apart")
+        proto.graph.node.insert(list(proto.graph.node).index(node) + 1, apart)

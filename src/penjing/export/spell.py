@@ -4,10 +4,13 @@ Torch would find this out by tracing the whole network once more, which is half 
 """
 
 import operator
+import sys
 from collections.abc import Callable
 
 from torch import fx
 from torch import ops as torch_ops
+
+from penjing.export.windows import WINDOWS, means_of_windows
 
 aten = torch_ops.aten
 
@@ -45,13 +48,38 @@ def _pool(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if not given or not all(isinstance(n, int) and n % m == 0 for n, m in zip(given, size, strict=True)):
         return None
     window = [n // m for n, m in zip(given, size, strict=True)]
-    return graph.call_function(_WINDOWS[len(size)], (x, window, window))
+    return graph.call_function(WINDOWS[len(size)], (x, window, window))
 
 
-_WINDOWS = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
+def _circular(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The other end of the map put before and behind it, which not every runtime knows as a kind of padding."""
+    if "circular" not in node.args:
+        return None
+    x, pads = node.args[:2]
+    assert isinstance(x, fx.Node)
+    assert isinstance(pads, list | tuple)
+    for i, (before, behind) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
+        dim, parts = -1 - i, [x]
+        if before:
+            parts.insert(0, graph.call_function(aten.slice.Tensor, (x, dim, -before, sys.maxsize)))
+        if behind:
+            parts.append(graph.call_function(aten.slice.Tensor, (x, dim, 0, behind)))
+        x = graph.call_function(aten.cat.default, (parts, dim))
+    return x
+
+
+def _leaky(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A randomized ReLU outside training: its slope is the middle one."""
+    x, low, high = (*node.args, *(1 / 8, 1 / 3)[len(node.args) - 1 :])[:3]
+    return graph.call_function(aten.leaky_relu.default, (x, (low + high) / 2))  # type: ignore[operator]
+
+
 SPELLED: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.batch_norm.default: _batch_norm,
     aten.adaptive_avg_pool1d.default: _pool,
     aten.adaptive_avg_pool2d.default: _pool,
     aten.adaptive_avg_pool3d.default: _pool,
+    **dict.fromkeys(WINDOWS.values(), means_of_windows),
+    aten.pad.default: _circular,
+    aten.rrelu.default: _leaky,
 }

@@ -86,6 +86,8 @@ def together(
     most = most if takes_any_batch(module) else 0
     waiting: list[tuple[Tensor, ...]] = []
     for inputs in map(as_tuple, batches):
+        if inputs and not inputs[0].numel():
+            continue
         if waiting and not _fits(waiting, inputs, most):
             yield _joined(waiting), len(waiting)
             waiting = []
@@ -132,6 +134,7 @@ class _Watch(fx.Interpreter):
         self.counts: dict[str, int] = {}  # rows that the totals are of: a network may fold other dims into the batch
         self.lowest: dict[str, Tensor] = {}
         self.samples = 0
+        self.wrong = ""  # told outside of the interpreter, which would add where it was to what is said
 
     def gather(self) -> None:
         """Take in what the other processes saw."""
@@ -156,6 +159,8 @@ class _Watch(fx.Interpreter):
             raise DataError(
                 f"the model does not take what calibration yields, inputs of shape {shapes}: {first_line(e)}"
             ) from e
+        if self.wrong:
+            raise DataError(f"{self.wrong}; look for NaN or infinity in the images")
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Weights as convolutions want them, made once: torch would do so for every batch."""
@@ -173,9 +178,7 @@ class _Watch(fx.Interpreter):
             observer.update(_in_memory_order(value).reshape(1, -1))
             low, high = float(observer.low), float(observer.high)
             if not (abs(low) < float("inf") and abs(high) < float("inf")):
-                raise DataError(
-                    f"calibration makes {n.name} range from {low} to {high}; look for NaN or infinity in the images"
-                )
+                self.wrong = self.wrong or f"calibration makes {n.name} range from {low} to {high}"
         if n.name in self.means or n.name in self.least:
             others = [d for d in range(value.ndim) if d != 1]
             if n.name in self.means:

@@ -95,7 +95,7 @@ def levels(bits: int, *, signed: bool) -> tuple[int, int]:
     Raises:
         RecipeError: It is not a number from 2 to 8.
     """
-    if bits not in BITS:
+    if not isinstance(bits, int) or bits not in BITS:
         raise RecipeError(f"bits is {bits}; give a whole number from 2 to 8")
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx
 
-from penjing.quant.targets import ADDS, CONVOLUTIONS, PASSING, PRODUCTS, WEIGHTED, Target
+from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, PRODUCTS, WEIGHTED, Target
 
 aten = torch.ops.aten
 
@@ -128,7 +128,7 @@ class _Places:
         return reader.target in self.target.fused
 
     def _read_as_integer(self, node: fx.Node) -> bool:
-        return any(reader in self.weighted or reader in self.integer for reader in _readers(node))
+        return any(reader in self.weighted or reader in self.integer for reader in readers(node))
 
     def _ends_convolution(self, node: fx.Node) -> bool:
         if not self.target.ends_convolution:
@@ -176,11 +176,16 @@ def _share(module: fx.GraphModule, values: dict[str, str]) -> None:
                 values.update({name: new for name, grid in values.items() if grid == old})
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def is_joined(node: fx.Node) -> bool:
+    """Whether a file puts the value together from others."""
+    return node.target in JOINED or (node.target is aten.pad.default and "circular" in node.args)
+
+
+def readers(node: fx.Node) -> Iterator[fx.Node]:
     """Who reads the value, through operations that only move it."""
     for reader in node.users:
         if reader.target in PASSING or reader.target is operator.getitem:
-            yield from _readers(reader)
+            yield from readers(reader)
         elif reader.op != "output":
             yield reader
 

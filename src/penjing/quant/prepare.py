@@ -3,6 +3,7 @@
 import torch
 from torch import fx
 
+from penjing.quant.constants import settle_weights
 from penjing.quant.fold import fold, scalings_to_convolutions
 from penjing.quant.merge import merge
 from penjing.quant.norms import norms_over_channels
@@ -13,6 +14,7 @@ aten = torch.ops.aten
 
 def prepare(module: fx.GraphModule, target: Target) -> None:
     """Fold, merge and rewrite ``module`` in place; its function stays what it was."""
+    settle_weights(module)
     fold(module)
     merge(module)
     fold(module)  # what stood behind a sum

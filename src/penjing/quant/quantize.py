@@ -5,15 +5,17 @@ What comes out is a trainable module; the export writes the same graph, so what 
 
 import copy
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.errors import DataError
+from penjing.errors import DataError, ModelError, RecipeError, nearest
 from penjing.graph import as_inputs, capture, check_weights
+from penjing.graph.walk import arguments
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means, round_biases
@@ -22,7 +24,7 @@ from penjing.quant.even import even_out
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
 from penjing.quant.observers import OBSERVERS, MinMax
-from penjing.quant.place import Placement, place
+from penjing.quant.place import Placement, is_joined, place, readers
 from penjing.quant.prepare import prepare
 from penjing.quant.rounding import ROUNDINGS
 from penjing.quant.scheme import Scheme
@@ -53,7 +55,7 @@ def quantize(
     Raises:
         DataError: ``calibration`` is empty, no batches, or makes a value that is not finite.
         ModelError: The model cannot be read, or its weights are not finite.
-        RecipeError: The target is not known.
+        RecipeError: The target is not known, or ``scheme.exclude`` names no parameter.
     """
     quantizer = Quantizer(model, example, calibration, target=target_named(target), scheme=scheme, progress=progress)
     return quantizer.module(sharing=quantizer.scheme.rounding == "nearest")  # which leaves weights as they are
@@ -81,7 +83,12 @@ class Quantizer:
         self.target, self.scheme, self.progress = target, scheme or Scheme(), progress
         if isinstance(calibration, Tensor):
             raise DataError("calibration data is one tensor; give a loader or a list of batches, e.g. list(images.split(64))")
+        if not isinstance(calibration, Iterable) or isinstance(calibration, str | Mapping):
+            raise DataError(f"calibration is {type(calibration).__name__}; give a loader or a list of batches of inputs")
         check_weights(model)
+        _check_patterns(model, self.scheme.exclude)
+        if isinstance(model, fx.GraphModule) and any("fake_quantize" in str(n.target) for n in model.graph.nodes):
+            raise ModelError("the network is quantized already; give the one in float that it was made from")
         self.reference = capture(model, as_inputs(example)).module
         gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
@@ -182,7 +189,9 @@ class Quantizer:
         for weight, names in readers.items():
             edge = not edges.isdisjoint(names)
             bits = min(target.weight_bits, self.scheme.edge_bits if edge else self.scheme.weight_bits)
-            grid = weight_grid(tensor(module, weight).detach(), placement.weights[names[0]], bits, self.scheme)
+            grouped = any(arguments(nodes[name]).get("groups", 1) != 1 for name in names)  # OpenVINO reads no blocks of these
+            scheme = replace(self.scheme, block="channel") if grouped and self.scheme.block != "tensor" else self.scheme
+            grid = weight_grid(tensor(module, weight).detach(), placement.weights[names[0]], bits, scheme)
             for name in names:
                 grid = self._with_room(grid, module, nodes[name], placement, target)
             insert_grid(module, weight, weight.name, grid)
@@ -216,10 +225,33 @@ class Quantizer:
 
     def _value_grid(self, name: str, target: Target, bits: int, kind: str | None = None) -> Grid:
         seen = self.seen.values[name]
-        chosen = kind or self.scheme.values or (target.signed_values if float(seen.low) < 0 else "affine")
+        signed = "affine" if self._is_joined(name) else target.signed_values
+        chosen = kind or self.scheme.values or (signed if float(seen.low) < 0 else "affine")
         low, high = (v.reshape(()) for v in seen.aimed(bits=bits, signed=chosen == "symmetric").limits())
         most = _bound(next(n for n in self.reference.graph.nodes if n.name == name))
         return GRIDS[chosen](low, high.clamp(max=most), seen.mean().reshape(()), bits)
+
+    def _is_joined(self, name: str) -> bool:
+        """Whether a value is put together from others or becomes a part of one.
+
+        OpenVINO (2026.4) turns signed integers into unsigned ones for convolutions, where the processor has no AMX, and loses
+        their zero behind a concatenation; a grid that is unsigned from the start it reads rightly.
+        """
+        node = next(n for n in self.reference.graph.nodes if n.name == name)
+        return any(is_joined(n) for n in (node, *readers(node)))
+
+
+def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Refuse a pattern that names nothing.
+
+    Raises:
+        RecipeError: There is no such parameter.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if names and not any(fnmatch(name, pattern) for name in names):
+            near = nearest(pattern, names)
+            raise RecipeError(f"exclude has {pattern!r}, and no parameter is called so; did you mean {near or names[0]!r}?")
 
 
 def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:

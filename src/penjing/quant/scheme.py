@@ -10,7 +10,10 @@ from penjing.quant.rounding import ROUNDINGS
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Integers of 8 bits by default; all that kernels need is in the target's profile, not here."""
+    """Integers of 8 bits by default; all that kernels need is in the target's profile, not here.
+
+    Grouped convolutions have a scale for each channel also where ``block`` is a number.
+    """
 
     weight_bits: int = 8  # 2 to 8; fewer than 8 make the file smaller, not faster
     value_bits: int = 8  # 2 to 8, of what layers read and give; fewer than 8 make nothing faster
@@ -35,5 +38,10 @@ class Scheme:
         for name in (self.weight_observer, self.observer):
             entry(OBSERVERS, name, "observer")
         entry(ROUNDINGS, self.rounding, "rounding")
-        if not (self.block in ("tensor", "channel") or (isinstance(self.block, int) and self.block > 0)):
+        if isinstance(self.exclude, str) or not all(isinstance(p, str) for p in self.exclude):
+            raise RecipeError(f"exclude is {self.exclude!r}; give a tuple of patterns of parameter names, as ('head.*',)")
+        if not 0 < self.lost <= 1:
+            raise RecipeError(f"lost is {self.lost}; give a share, more than 0 and at most 1")
+        whole = isinstance(self.block, int) and not isinstance(self.block, bool)
+        if not (self.block in ("tensor", "channel") or (whole and int(self.block) > 0)):
             raise RecipeError(f"block is {self.block!r}; give 'tensor', 'channel' or a number of input channels")

@@ -49,6 +49,7 @@ PASSING = frozenset(
         aten.dropout.default,
     }
 )
+JOINED = frozenset({aten.cat.default, aten.stack.default, aten.roll.default})  # what ONNX writes as concatenations
 ADDS = frozenset({aten.add.Tensor})
 POOLS = frozenset({aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim})
 CLIPS = frozenset({aten.relu.default, aten.relu6.default, aten.hardtanh.default})
@@ -63,7 +64,8 @@ class Target:
         weighted: Layers with an int8 kernel, and which dim of their weight holds the output channels.
         integer: Other operations that run in int8 when their inputs and output have grids.
         fused: Activations that run inside the weighted or integer operation before them.
-        signed_values: The grid of values that go below zero, a name in ``GRIDS``; those that don't have an affine one.
+        signed_values: The grid of values that go below zero, a name in ``GRIDS``; those that don't, and those that are
+            concatenated, have an affine one.
         ends_convolution: Whether the output of every int8 convolution needs a grid.
         shared_concat: Whether concatenated values must have one grid.
         dense_concat: Whether concatenations run in integers whose parts several concatenations read, as in DenseNet.
