@@ -1,6 +1,9 @@
 import hashlib
 import math
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from penjing.errors import PenjingError
-from penjing.files import digest, read_json, read_tensors, remove_parts, whole_file, write_json, write_tensors
+from penjing.files import alone, digest, finite, read_json, read_tensors, remove_parts, whole_file, write_json, write_tensors
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -161,3 +164,24 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         with pytest.raises(PenjingError, match=f"cannot write .*{place}"):
             write_tensors(tmp_path / place, {"a": torch.zeros(1)})
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_files_are_as_open_as_the_user_wants_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", 1)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_one_process_works_in_a_folder_at_a_time(tmp_path: Path) -> None:
+    held = f"from pathlib import Path; from penjing.files import alone\nwith alone(Path({str(tmp_path)!r})): pass"
+    with alone(tmp_path):
+        told = subprocess.run([sys.executable, "-c", held], capture_output=True, text=True, check=False)
+        assert "another process is at work" in told.stderr
+    assert subprocess.run([sys.executable, "-c", held], check=False).returncode == 0
+
+
+def test_json_has_no_word_for_infinity() -> None:
+    assert finite({"a": [1.0, float("inf")], "b": (float("nan"), "c")}) == {"a": [1.0, None], "b": [None, "c"]}

@@ -75,6 +75,8 @@ def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     Raises:
         RecipeError: Nothing; says what there is, and what comes nearest.
     """
+    if not isinstance(name, str):
+        raise RecipeError(f"{what} is {name!r}; choose one of {sorted(table)}")
     if name in table:
         return table[name]
     near = nearest(name, table)

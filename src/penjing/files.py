@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, RecipeError
 
 PART = ".part"  # what names of unfinished files end with
+LOCK = ".lock"  # what is locked by the process that works in a folder
 TORCHS = (".pt", ".pth", ".bin", ".ckpt")  # what names of files end with that torch.save wrote
 
 
@@ -35,13 +39,28 @@ def whole_file(path: Path, error: type[PenjingError] = PenjingError) -> Iterator
             yield part
             with part.open("rb") as f:
                 os.fsync(f.fileno())
-            part.chmod(0o644)  # mkstemp makes files that only their owner reads
+            part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as e:
         why = e.strerror if isinstance(e, OSError) and e.strerror else e
         raise error(f"cannot write {path}: {why}; give a file in a folder that can be written to and has room") from e
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def finite(value: Any) -> Any:
+    """JSON values without what is infinite or not a number, for which JSON has no word: None stands there."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,7 +108,31 @@ def _of_torchs(path: Path) -> str:
     if not path.is_file() or path.suffix not in TORCHS:
         return ""
     made = path.with_suffix(".safetensors").name
-    return f', which safetensors.torch makes of it: save_file(torch.load("{path.name}", weights_only=True), "{made}")'
+    return (
+        f', which safetensors.torch makes of it: save_file(torch.load("{path.name}", weights_only=True), "{made}"); where it '
+        f'holds a whole module, save_file(torch.load("{path.name}", weights_only=False).state_dict(), "{made}")'
+    )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Work in a folder that no other process works in meanwhile.
+
+    Raises:
+        RecipeError: One does.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise RecipeError(f"another process is at work in {folder}; wait until it has ended, or give another folder") from e
+    except (OSError, NotImplementedError):
+        pass  # files cannot be locked here; where none can be written, that is told by who writes
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_parts(folder: Path) -> None:
@@ -101,6 +144,14 @@ def remove_parts(folder: Path) -> None:
 def is_part(path: Path) -> bool:
     """Whether a killed process left this file unfinished."""
     return path.name.startswith(".") and path.suffix == PART
+
+
+def digest_of(tensors: Mapping[str, Tensor], told: str = "") -> str:
+    """SHA-256 of names and values, and of what else is told, in hexadecimal."""
+    sha = hashlib.sha256(told.encode())
+    for name, value in tensors.items():
+        sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def digest(path: Path) -> str:

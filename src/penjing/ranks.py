@@ -5,7 +5,7 @@ processes; ``join`` brings them together.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
@@ -125,13 +125,30 @@ def mean(value: float) -> float:
     return total.item() / world()
 
 
-def mean_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace gradients by their means over all processes; for the few that no wrapped module shares."""
+def mean_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over all processes; what no process has a gradient of stays without."""
+    if world() == 1:
+        return
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    distributed.all_reduce(there, distributed.ReduceOp.MAX)
+    shared = [p for p, some in zip(parameters, there.tolist(), strict=True) if some]
+    for kind in dict.fromkeys(p.dtype for p in shared):
+        mine = [p for p in shared if p.dtype == kind]
+        wide = torch.promote_types(kind, torch.float32)
+        # In one message: many small ones would take longer.
+        whole = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(wide) for p in mine])
+        distributed.all_reduce(whole)
+        for p, mean in zip(mine, (whole / world()).split([p.numel() for p in mine]), strict=True):
+            p.grad = torch.empty_like(p).copy_(mean.view_as(p))
+
+
+def alike(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of every process the values that process 0 has; all must call this together."""
     if world() > 1:
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            distributed.all_reduce(p.grad)
-            p.grad /= world()
+        for t in tensors:
+            value = t.detach().flatten().clone()
+            distributed.broadcast(value.view(torch.uint8), src=0)  # as bytes: not every backend knows every type
+            t.detach().copy_(value.view_as(t))
 
 
 def _joined() -> bool:

@@ -70,8 +70,16 @@ class Task:
 
 
 def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The inputs of a batch, one by one."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    """The inputs of a batch, one by one.
+
+    Raises:
+        DataError: They are something else than tensors.
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor) for x in inputs):
+        raise DataError(f"a batch has inputs of type {type(inputs).__name__}; give a tensor or a tuple of tensors")
+    return tuple(inputs)
 
 
 def inputs_and_target(batch: Any, count: int) -> tuple[tuple[Tensor, ...], Any]:
@@ -113,15 +121,22 @@ def first_batch(batches: Batches, name: str) -> Batch:
     if batch is None:
         raise DataError(f"task.{name} is empty: it yields no batch; give at least one (inputs, target) pair")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise DataError(f"task.{name} yields {type(batch).__name__}, not an (inputs, target) pair")
+        got = f"a {type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list | dict) else type(batch).__name__
+        raise DataError(
+            f"task.{name} yields {got}, not an (inputs, target) pair; give the loader a collate_fn, or wrap it in a "
+            "class whose __iter__ yields such pairs"
+        )
     inputs, target = batch
     if not isinstance(inputs, Tensor | tuple | list) or not all(isinstance(x, Tensor) for x in as_tuple(inputs)):
         raise DataError(f"task.{name} yields inputs of type {type(inputs).__name__}; give a tensor or a tuple of tensors")
     return inputs if isinstance(inputs, Tensor) else tuple(inputs), target
 
 
-def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
+def check_task(task: Task, model: nn.Module, *, labels: bool = True) -> tuple[Tensor, ...]:
     """Walk one batch of every split through the network, so that a mistake shows before any work is done.
+
+    Args:
+        labels: Whether ``train`` is to have labels that the task's loss takes.
 
     Returns:
         Example inputs: the first batch of ``search``.
@@ -129,20 +144,31 @@ def check_task(task: Task, model: nn.Module) -> tuple[Tensor, ...]:
     Raises:
         DataError: A split is empty, or the network does not take what it yields.
     """
-    with _in_eval(model):
-        for name in ("train", "search", "confirm"):
-            inputs, target = first_batch(getattr(task, name), name)
-            shapes = [tuple(x.shape) for x in as_tuple(inputs)]
-            try:
-                with torch.no_grad():
-                    output = model(*as_tuple(inputs))
-            except Exception as e:  # whatever the user's forward raises, the cause is the shape it was given
-                raise DataError(
-                    f"the model does not take what task.{name} yields, inputs of shape {shapes}: {first_line(e)}"
-                ) from e
-            if name == "train":
-                _check_loss(task.loss, output, target)
+    for name in ("train", "search", "confirm"):
+        check_split(task, name, model, labels=labels and name == "train")
     return as_tuple(first_batch(task.search, "search")[0])
+
+
+def check_split(task: Task, name: str, model: nn.Module, *, labels: bool) -> None:
+    """Walk the first batch of a split through the network, and of ``labels`` through the task's loss.
+
+    Raises:
+        DataError: It is empty, or the network or the loss does not take what it yields.
+    """
+    inputs, target = first_batch(getattr(task, name), name)
+    with _in_eval(model), torch.random.fork_rng():
+        try:
+            with torch.no_grad():
+                output = model(*as_tuple(inputs))
+        except Exception as e:  # whatever the user's forward raises, the cause is the shape it was given
+            shapes = [tuple(x.shape) for x in as_tuple(inputs)]
+            narrow = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
+            cure = "; the model is in half precision: call model.float()" if narrow else ""
+            raise DataError(
+                f"the model does not take what task.{name} yields, inputs of shape {shapes}: {first_line(e)}{cure}"
+            ) from e
+        if labels:
+            _check_loss(task.loss, output, target)
 
 
 def check_order(task: Task) -> None:
@@ -152,7 +178,8 @@ def check_order(task: Task) -> None:
         DataError: ``search`` or ``confirm`` begins otherwise when it is walked again.
     """
     for name in ("search", "confirm"):
-        walks = [as_tuple(first_batch(getattr(task, name), name)[0]) for _ in range(2)]
+        with torch.random.fork_rng():
+            walks = [as_tuple(first_batch(getattr(task, name), name)[0]) for _ in range(2)]
         if not all(_equal(a, b) for a, b in zip(*walks, strict=True)):
             raise DataError(
                 f"task.{name} yields other samples when it is walked again, and networks are compared sample by sample; give "

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from penjing.errors import DataError, ModelError, RecipeError
 from penjing.score.layer_weights import layer_weights
-from penjing.score.weight_evidence import WeightEvidence
-from penjing.score.weights import WEIGHT_CRITERIA, magnitude, movement, snip, taylor, weight_criterion_named
+from penjing.score.weight_evidence import WeightCriterion, WeightEvidence
+from penjing.score.weights import WEIGHT_CRITERIA, magnitude, movement, obs, snip, taylor, weight_criterion_named
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -87,7 +87,7 @@ def test_gradient_criteria_against_finite_differences() -> None:
 
     each, w = slopes(), weight.detach()[at]
     for criterion, expected in (
-        (snip, (w * each.sum()).abs()), (taylor, (w * each).square().sum()), (movement, -(w * each).sum()),
+        (snip, (w * each.mean()).abs()), (taylor, (w * each).square().mean()), (movement, -(w * each).mean()),
         (magnitude, w.abs()),
     ):  # fmt: skip
         found = criterion(evidence(model, data))["3.weight"][at]
@@ -118,3 +118,21 @@ def test_layers_are_found_once_and_by_name() -> None:
         layer_weights(model, exclude=("*",))
     with pytest.raises(ModelError, match="no weights to cut"):
         layer_weights(nn.Sequential(nn.BatchNorm2d(3), nn.Embedding(3, 4)))
+
+
+@pytest.mark.parametrize("criterion", [snip, movement])
+def test_a_small_last_batch_counts_no_more_than_its_samples(criterion: WeightCriterion) -> None:
+    model, (x, y) = network(), batches()[0]
+    whole, parts = ([(x, y)], [(x[:1], y[:1]), (x[1:], y[1:])])
+    expected, found = (criterion(evidence(model, data))["8.weight"] for data in (whole, parts))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_inputs_alone_are_data_as_well() -> None:
+    model, data = network(), batches()
+    alone = [[x] for x, _ in data]
+    assert torch.equal(obs(evidence(model, alone))["8.weight"], obs(evidence(model, data))["8.weight"])
+    with pytest.raises(DataError, match="needs labels"):
+        snip(evidence(model, alone))
+    with pytest.raises(DataError, match="yields dict"):
+        obs(evidence(model, [{"x": data[0][0]}]))

@@ -119,3 +119,8 @@ def test_batches_that_say_that_they_are_fixed_are() -> None:
             batches.set_epoch(epoch)
             walks.append(torch.cat([x for x, _ in batches]))
         assert torch.equal(*walks) == batches.fixed == (not augment)
+
+
+def test_no_images_are_no_batches() -> None:
+    none = LabelledImages(torch.zeros(0, 1, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+    assert list(ImageBatches(none, 4)) == []

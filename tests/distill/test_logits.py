@@ -250,3 +250,11 @@ def test_imitate_settles_once_whether_targets_are_classes() -> None:
     assert loss(Lesson(output, taught, one)) == logit_mse()(Lesson(output, taught, one))
     loss.prepare(Lesson(output, taught, one))
     assert loss(Lesson(output, taught, two)) == kl(4.0)(Lesson(output, taught, two))
+
+
+def test_outputs_that_are_nothing_are_left_out() -> None:
+    ours, theirs = torch.randn(4, 3), torch.randn(4, 3)
+    loss = logit_mse()
+    lesson = Lesson((ours, None), (theirs, None), None, {}, {})
+    loss.prepare(lesson)
+    assert torch.allclose(loss(lesson), F.mse_loss(ours, theirs))

@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -797,3 +798,96 @@ def test_mistakes_that_torch_tells_in_its_own_words_are_told_in_ours() -> None:
         fit(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), task(uneven), epochs=1, settings=SETTINGS)
     with pytest.raises(DataError, match=r"task\.train is int"):
         fit(network(), task(3), epochs=1, settings=SETTINGS)  # type: ignore[arg-type]
+
+
+def test_the_mean_of_the_weights_leaves_whole_numbers_alone() -> None:
+    class Ordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+            self.register_buffer("order", torch.tensor([2, 1, 0]))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x[:, self.order])
+
+    net = fit(Ordered(), task(), epochs=3, settings=replace(SETTINGS, ema=0.9))
+    assert net.order.tolist() == [2, 1, 0]
+    small = quantize(network().eval(), data()[0][:1], [data()[0]])
+    trained = fit(small, task(), epochs=3, settings=replace(SETTINGS, lr=1e-6, ema=0.999))
+    points = {n: t for n, t in small.state_dict().items() if not t.is_floating_point() and "num_batches" not in n}
+    assert points
+    assert any(t.any() for t in points.values())
+    assert all(torch.equal(t, trained.state_dict()[n]) for n, t in points.items())
+
+
+def test_features_are_compared_in_whole_half_precision() -> None:
+    net = fit(network(), task(), epochs=1, teacher=network(), loss=hint("4", "4"), settings=Training(precision="bf16-true"))
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+class _OwnGenerator(torch.utils.data.Sampler[int]):
+    """An order from a generator that only the sampler knows."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(24, generator=self.generator).tolist())
+
+    def __len__(self) -> int:
+        return 24
+
+
+def test_a_run_goes_on_as_it_was_whatever_shuffles(tmp_path: Path) -> None:
+    def loader() -> DataLoader[Any]:
+        return DataLoader(TensorDataset(*data()), batch_size=8, sampler=_OwnGenerator())
+
+    whole = fit(network(), task(loader()), epochs=3, settings=SETTINGS)
+    place = tmp_path / "state"
+    with pytest.raises(Interrupted):
+        fit(network(), task(loader()), epochs=3, settings=SETTINGS, checkpoint=str(place), on_epoch=after(2))
+    again = fit(network(), task(loader()), epochs=3, settings=SETTINGS, checkpoint=place)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_other_batches_or_another_teacher_is_refused(tmp_path: Path) -> None:
+    place, other = tmp_path / "state", network()
+    with torch.no_grad():
+        other[0].weight.add_(1)
+    with pytest.raises(Interrupted):
+        fit(
+            network(), task(), epochs=3, settings=SETTINGS, teacher=network(), loss=kl(), checkpoint=place,
+            on_epoch=after(1),
+        )  # fmt: skip
+    with pytest.raises(TrainingError, match="other teacher"):
+        fit(network(), task(), epochs=3, settings=SETTINGS, teacher=other, loss=kl(), checkpoint=place)
+    halved = [(x[:4], y[:4]) for x, y in batches()] + [(x[4:], y[4:]) for x, y in batches()]
+    with pytest.raises(TrainingError, match="other batches"):
+        fit(network(), task(halved), epochs=3, settings=SETTINGS, teacher=network(), loss=kl(), checkpoint=place)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: ((x * 9).byte(), y), "does not take what task.train yields"),
+        (lambda x, y: (x.double(), y), "does not take what task.train yields"),
+        (lambda x, y: (x[0], y), "does not take what task.train yields|task.loss does not take"),
+        (lambda x, y: (x, F.one_hot(y, 3)), "task.loss does not take"),
+        (lambda x, y: (x, y + 3), "task.loss does not take"),
+        (lambda x, y: (x, y, y), "a tuple of 3, not an .inputs, target. pair"),
+        (lambda x, y: {"x": x, "y": y}, "a dict of 2, not an .inputs, target. pair"),
+    ],
+)
+def test_what_network_and_loss_do_not_take_is_told_at_the_door(change: Callable[..., Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        fit(network(), task([change(*b) for b in batches()]), epochs=1, settings=SETTINGS)
+
+
+def test_networks_that_cannot_be_trained_are_told_so() -> None:
+    with pytest.raises(DataError, match=r"half precision: call model\.float\(\)"):
+        fit(network().half(), task(), epochs=1, settings=SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(network().eval(), data()[0][:2])
+    with pytest.raises(ModelError, match="scripted or traced"):
+        fit(traced, task(), epochs=1, settings=SETTINGS)

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,3 +62,23 @@ def test_a_step_takes_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None
     task = pj.Task(train=batches, search=batches, confirm=batches, metric=pj.measure.top1)
     took = seconds_a_step(nn.Linear(3, 2), task, teacher=None, loss=None, settings=Training(precision="32-true"))
     assert took == pytest.approx(0.25)
+
+
+class _Fixed:
+    """Neither a list nor a DataLoader, and always in the same order."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(10))
+
+
+def test_of_an_unknown_loader_everything_is_walked_in_turn() -> None:
+    portion, epochs = portioned(_Fixed(), 15)
+    seen: set[Any] = set()
+    for epoch in range(epochs):
+        portion.set_epoch(epoch)  # type: ignore[attr-defined]
+        seen |= set(portion)
+    assert seen == set(range(10))
+    assert len(copy.copy(portion)) == len(portion)  # type: ignore[arg-type]

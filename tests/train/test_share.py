@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from penjing.errors import DataError, ModelError
 from penjing.train.share import Shared, bounds, part, share_statistics
@@ -122,3 +123,51 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         assert first == pytest.approx(second, rel=1e-5)
     assert one["ranks"] == [[0], [[0, 1, 2, 3, 4]]]
     assert two["ranks"] == [[0, 1], [[0, 2, 4]]]
+
+
+def test_a_stream_is_loaded_whole_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(torch.arange(20.0).split(1))
+
+    monkeypatch.setattr("penjing.ranks.world", lambda: 2)
+    monkeypatch.setattr("penjing.ranks.rank", lambda: 1)
+    found = list(Shared(DataLoader(Stream(), batch_size=8)))
+    assert [(x.flatten().tolist(), weight) for x, weight in found] == [
+        ([4, 5, 6, 7], 1.0), ([12, 13, 14, 15], 1.0), ([18, 19], 1.0),
+    ]  # fmt: skip
+
+
+FEATURES = """
+import json, sys
+import torch
+import penjing as pj
+from penjing import ranks
+from tests.train.test_fit import SETTINGS, batches, network, task
+
+torch.set_num_threads(1)
+net = network()
+net[3].p = 0.0
+head = [p.detach().clone() for p in net[-1].parameters()]
+told = []
+net = pj.fit(net, task(), epochs=2, teacher=network(), loss=pj.distill.hint("2", "2"), settings=SETTINGS, on_epoch=told.append)
+still = all(torch.equal(a, b) for a, b in zip(head, net[-1].parameters()))
+if ranks.is_writer():
+    print(json.dumps([[e.loss for e in told], still, ranks.world()]))
+ranks.leave()
+"""
+
+
+def test_what_no_gradient_reaches_stays_on_two_processes_too(tmp_path: Path) -> None:
+    """A loss on features alone: what comes behind them is not even decayed."""
+    script = tmp_path / "run.py"
+    script.write_text(FEATURES)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = []
+    for how in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        told = subprocess.run([sys.executable, *how, script], cwd=ROOT, env=env, capture_output=True, check=False)
+        assert told.returncode == 0, told.stderr.decode()[-6000:]
+        found.append(json.loads(told.stdout))
+    (one, still, alone), (two, also, together) = found
+    assert two == pytest.approx(one, rel=1e-4)
+    assert (still, also, alone, together) == (True, True, 1, 2)

@@ -69,7 +69,7 @@ class ImageBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         n = len(self.data)
         order = torch.randperm(n, generator=generator) if self.augment else torch.arange(n)
-        for picked in torch.split(order, self.batch_size):
+        for picked in torch.split(order, self.batch_size) if n else ():
             x = (self.data.images[picked].float() / 255 - self.mean) / self.std
             if self.augment:
                 x = shifted_and_mirrored(x, self.shift, generator)

@@ -14,13 +14,15 @@ from penjing.distill.vectors import correlation, wide
 from penjing.errors import DataError, ModelError
 
 
+def _tensors(output: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+
+
 class _OnOutputs(TeacherLoss):
     """What all losses on outputs check before the first step."""
 
     def prepare(self, lesson: Lesson) -> None:
-        ours, theirs = (
-            [tuple(t.shape) for t in tree_leaves(o) if isinstance(t, Tensor)] for o in (lesson.output, lesson.taught)
-        )
+        ours, theirs = ([tuple(t.shape) for t in _tensors(o)] for o in (lesson.output, lesson.taught))
         if not ours or ours != theirs:
             raise ModelError(
                 f"the student gives outputs of shape {ours} and the teacher {theirs}; they must be the same, sample by sample, "
@@ -87,7 +89,7 @@ def standardized_kl(temperature: float = 2.0) -> TeacherLoss:
 
 class _LogitMSE(_OnOutputs):
     def forward(self, lesson: Lesson) -> Tensor:
-        pairs = zip(tree_leaves(lesson.output), tree_leaves(lesson.taught), strict=True)
+        pairs = zip(_tensors(lesson.output), _tensors(lesson.taught), strict=True)
         first, *rest = (F.mse_loss(wide(ours), wide(theirs)) for ours, theirs in pairs)
         return sum(rest, start=first)
 

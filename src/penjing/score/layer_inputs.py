@@ -34,15 +34,15 @@ def second_moments(
     counts: dict[str, int] = dict.fromkeys(modules, 0)
     generator = torch.Generator().manual_seed(seed)
 
-    def add(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = columns(module, args[0], generator)
+    def add(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = columns(module, args[0] if args else named["input"], generator)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # the sums of half precision are not precise enough
         sums[name] = sums.get(name, 0) + (x.mT @ x).double()
         counts[name] += x.shape[1]
 
     with ExitStack() as stack:
         for name, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(partial(add, name)).remove)
+            stack.callback(module.register_forward_pre_hook(partial(add, name), with_kwargs=True).remove)
         with torch.no_grad():
             for inputs in batches:
                 model(*inputs)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from penjing.errors import DataError, RecipeError
 from penjing.score.layer_inputs import second_moments
@@ -57,13 +59,25 @@ class WeightEvidence:
         for i, batch in enumerate(self.data):
             if i >= self.batches:
                 break
-            inputs, target = (batch, None) if isinstance(batch, Tensor) else batch
+            inputs, target = _apart(batch)
             if labels and target is None:
                 raise DataError("this criterion needs labels, and data yields none; give (inputs, target) pairs, or use obs")
-            on = target.to(device) if isinstance(target, Tensor) else target
-            yield tuple(x.to(device) for x in as_tuple(inputs)), on
+            yield tree_map(partial(_on, device), (as_tuple(inputs), target))
         if i < 0:
             raise DataError("data is empty: it yields no batch; give at least one (inputs, target) pair")
+
+
+def _apart(batch: Any) -> tuple[Any, Any]:
+    """Inputs and target of a batch; a batch of one part has no target."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        return batch[0], batch[1] if len(batch) == 2 else None
+    raise DataError(f"data yields {type(batch).__name__}; give inputs or (inputs, target) pairs")
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 WeightScores = Mapping[str, Tensor]  # name of a weight -> a score for each of its numbers, in its shape; higher = keep

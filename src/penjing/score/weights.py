@@ -1,6 +1,6 @@
 """How much a single weight matters: functions ``WeightEvidence -> {name: the weight's shape}``, higher = keep."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,13 @@ def magnitude(evidence: WeightEvidence) -> WeightScores:
 
 def snip(evidence: WeightEvidence) -> WeightScores:
     """``|w * dL/dw|``, the gradient being that of the mean loss (Lee et al. 2019, arXiv:1810.02340). Needs labels."""
-    total = {name: torch.zeros_like(w) for name, w in evidence.weights.items()}
-    for gradients in _gradients(evidence):
-        for name, g in gradients.items():
-            total[name] += g
-    return {name: (w * total[name]).abs() for name, w in evidence.weights.items()}
+    gradients = _mean(evidence, lambda _w, g: g)
+    return {name: (w * gradients[name]).abs() for name, w in evidence.weights.items()}
 
 
 def taylor(evidence: WeightEvidence) -> WeightScores:
     """``(w * dL/dw) ** 2``, averaged over batches (Molchanov et al. 2019, arXiv:1906.10771, eq. 8). Needs labels."""
-    total = {name: torch.zeros_like(w) for name, w in evidence.weights.items()}
-    for gradients in _gradients(evidence):
-        for name, g in gradients.items():
-            total[name] += (evidence.weights[name] * g).square()
-    return total
+    return _mean(evidence, lambda w, g: (w * g).square())
 
 
 def movement(evidence: WeightEvidence) -> WeightScores:
@@ -38,11 +31,7 @@ def movement(evidence: WeightEvidence) -> WeightScores:
 
     The paper sums this over a training run; ``GradualMovement`` does so. Here the weights stand still. Needs labels.
     """
-    total = {name: torch.zeros_like(w) for name, w in evidence.weights.items()}
-    for gradients in _gradients(evidence):
-        for name, g in gradients.items():
-            total[name] -= evidence.weights[name] * g
-    return total
+    return _mean(evidence, lambda w, g: -w * g)
 
 
 def random(evidence: WeightEvidence) -> WeightScores:
@@ -71,8 +60,18 @@ def weight_criterion_named(name: str) -> WeightCriterion:
     return entry(WEIGHT_CRITERIA, name, "criterion")
 
 
-def _gradients(evidence: WeightEvidence) -> Iterator[dict[str, Tensor]]:
-    """For every batch the gradient of its loss with respect to every weight; zero where the loss does not depend on one.
+def _mean(evidence: WeightEvidence, of: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """The mean of a function of a weight and its gradient over the batches, each counted as often as it has samples."""
+    total, samples = {name: torch.zeros_like(w) for name, w in evidence.weights.items()}, 0
+    for count, gradients in _gradients(evidence):
+        samples += count
+        for name, g in gradients.items():
+            total[name] += count * of(evidence.weights[name], g)
+    return {name: t / max(1, samples) for name, t in total.items()}
+
+
+def _gradients(evidence: WeightEvidence) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """For every batch its samples and the gradient of its loss with respect to every weight; zero where there is none.
 
     Raises:
         DataError: The loss or a gradient is not finite.
@@ -86,7 +85,7 @@ def _gradients(evidence: WeightEvidence) -> Iterator[dict[str, Tensor]]:
             found = torch.autograd.grad(value, list(asked.values()), allow_unused=True, materialize_grads=True)
         if not all(g.isfinite().all() for g in found):
             raise DataError("a gradient is NaN or infinite; look for NaN in the data, and for a loss that overflows")
-        yield dict(zip(asked, found, strict=True))
+        yield len(inputs[0]), dict(zip(asked, found, strict=True))
 
 
 def _called(model: nn.Module, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> object:

@@ -3,8 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from torch.utils._pytree import tree_map
 
 from penjing import ranks
 from penjing.distill import Lesson
-from penjing.errors import DataError, RecipeError, TrainingError
+from penjing.errors import DataError, ModelError, RecipeError, TrainingError
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Task, as_a_file, as_tuple, first_batch
+from penjing.task import Batches, Task, as_a_file, as_tuple, check_split, first_batch
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -27,6 +29,7 @@ from penjing.train.share import Shared, shared_run
 from penjing.train.sparse import Sparsity
 from penjing.train.state import Learner
 
+WHOLE = ("bf16-true", "64-true")  # precisions that weights and inputs are brought into, whatever they come in
 EXPLODED = 1e4  # times the first loss, or times 1 where that is less
 
 
@@ -51,8 +54,8 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     settings: Training | None = None,
     sparsity: Sparsity | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
-    checkpoint: Path | None = None,
-    logs: Path | None = None,
+    checkpoint: str | Path | None = None,
+    logs: str | Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
@@ -79,8 +82,8 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     Raises:
         TrainingError: The loss is not finite or has exploded; the last checkpoint stays. Or the checkpoint belongs to
             another run.
-        DataError: ``task.train`` is empty, or does not give the same number of batches every time, or one of them has a single
-            sample, which a batch norm cannot normalize.
+        DataError: ``task.train`` is empty, yields what network and loss do not take, or does not give the same number of
+            batches every time, or one of them has a single sample, which a batch norm cannot normalize.
         RecipeError: A setting is out of range, or the pattern of ``sparsity`` does not divide a layer.
         ModelError: ``sparsity`` finds no weights to cut, or fewer that are not zero than are to stay; teacher and student do
             not go together; a module that ``loss`` compares is not there.
@@ -94,11 +97,15 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         batch = first_batch(task.train, "train")
-        told = rehearse(model, teacher, loss, batch, settings)
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ModelError("the model is scripted or traced, and cannot be trained; give the module that it was made from")
+        told = rehearse(model, teacher, loss, batch, settings, task.loss)
         learner = Learner(model, settings, two_of(batch[0]), teacher=teacher, loss=told.loss, sparsity=sparsity)
-        loop = _Loop(learner, task, epochs, steps, told, augment, checkpoint)
+        loop = _Loop(learner, task, epochs, steps, told, augment, Path(checkpoint) if checkpoint else None)
         loop.begin()
-        with Logs(logs) as log, progress("training", epochs * steps) as advance:
+        if teacher is None and settings.precision not in WHOLE and not loop.history:
+            check_split(task, "train", model, labels=True)
+        with Logs(Path(logs) if logs else None) as log, progress("training", epochs * steps) as advance:
             for epoch in loop.run(advance):
                 log.write([asdict(e) for e in loop.history[: epoch.epoch]])
                 if on_epoch:
@@ -130,8 +137,12 @@ class _Loop:
     def begin(self) -> None:
         """Take up the checkpoint, where there is one."""
         if self.checkpoint is not None and self.checkpoint.exists():
-            held = self.learner.load(self.checkpoint, {"epochs": self.epochs})
+            held = self.learner.load(self.checkpoint, self._length())
             self.history, self.first = [Epoch(**e) for e in held["history"]], held["first"]
+
+    def _length(self) -> dict[str, int]:
+        """What a checkpoint must agree in besides."""
+        return {"epochs": self.epochs, "batches": self.steps}
 
     def run(self, advance: Callable[[str], None]) -> Iterator[Epoch]:
         """Epoch by epoch, those of the checkpoint first; each is in the checkpoint when it is given."""
@@ -146,7 +157,7 @@ class _Loop:
             if self.settings.keep == "best" and self._since_best() == 0:
                 self.learner.remember()
             if self.checkpoint is not None:
-                told = {"epochs": self.epochs, "history": [asdict(e) for e in self.history], "first": self.first}
+                told = {**self._length(), "history": [asdict(e) for e in self.history], "first": self.first}
                 self.learner.save(self.checkpoint, told)
             yield self.history[-1]
 
@@ -160,7 +171,7 @@ class _Loop:
             group = self.settings.accumulate
             last = count % group == 0 or left == 1
             together = min(group, self.steps - (count - 1) // group * group)  # batches in this step
-            value = ranks.mean(weight * self._learn(batch, number, weight / together, last=last))
+            value = ranks.mean(weight * self._learn(batch, number, weight / together))
             self._check(value, epoch, count)
             if last:
                 lr = self.settings.lr * SCHEDULES[self.settings.schedule](number, self.total, self.settings.warmup)
@@ -185,12 +196,11 @@ class _Loop:
         seen. The loader has a stream of chance of its own, since every process must see the same batches.
         """
         seed = self.settings.seed * 1_000_003 + epoch
-        set_epoch = getattr(self.task.train, "set_epoch", None)
-        if set_epoch:
-            set_epoch(epoch)
-        generator = getattr(self.task.train, "generator", None)
-        if isinstance(generator, torch.Generator):  # a DataLoader's own
-            generator.manual_seed(seed)
+        for source in _sources(self.task.train):
+            if set_epoch := getattr(source, "set_epoch", None):
+                set_epoch(epoch)
+            if isinstance(generator := getattr(source, "generator", None), torch.Generator):
+                generator.manual_seed(seed)
         torch.manual_seed(seed)
         walk = iter(self.shared)
         while (found := next(walk, None)) is not None:
@@ -198,7 +208,7 @@ class _Loop:
             yield found
             torch.set_rng_state(state)
 
-    def _learn(self, batch: Any, number: int, share: float, *, last: bool) -> float:
+    def _learn(self, batch: Any, number: int, share: float) -> float:
         """Add one batch to the gradients; gives its loss."""
         torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1009 + ranks.rank() + 1)
         inputs, target = self.learner.fabric.to_device((as_tuple(batch[0]), batch[1]))
@@ -215,7 +225,7 @@ class _Loop:
                 f"batch {number % self.steps + 1} of task.train has a single sample, which a batch norm cannot normalize; "
                 "leave it out (DataLoader(..., drop_last=True)) or take another batch size"
             ) from e
-        self.learner.backward(value * share, last=last)
+        self.learner.backward(value * share)
         return float(value.detach())
 
     def _mixed(self, inputs: tuple[Tensor, ...], target: Any) -> tuple[tuple[Tensor, ...], Any]:
@@ -279,6 +289,14 @@ class _Loop:
 
 
 _FRESH = "it must give a fresh iterator of one length every time, as a list or a DataLoader does"
+
+
+def _sources(train: Batches) -> Iterator[Any]:
+    """What may have chance of its own: the loader, and of a ``DataLoader`` its samplers."""
+    yield train
+    for path in ("sampler", "batch_sampler", "batch_sampler.sampler"):
+        with suppress(AttributeError):
+            yield attrgetter(path)(train)
 
 
 def length(train: Batches) -> int:

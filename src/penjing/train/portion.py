@@ -9,7 +9,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
 from penjing.distill import TeacherLoss
 from penjing.progress import Advance
@@ -23,15 +23,14 @@ REHEARSED = 6  # batches to time a step by; the first two are warming up
 class Portion:
     """The first ``batches`` of every walk over a loader; all else is the loader's own.
 
-    Of one whose order never changes, every walk goes on where the one before it stopped, so that all is seen in turn.
+    Unless the order is a new one at every walk, each goes on where the one before it stopped, so that all is seen in turn.
     """
 
     fixed = False  # the batches of a walk are not those of another
 
     def __init__(self, train: Batches, batches: int) -> None:
         self.train, self.batches, self.epoch = train, batches, 0
-        ordered = isinstance(getattr(train, "sampler", None), SequentialSampler)
-        self.whole = length(train) if isinstance(train, list | tuple) or ordered or getattr(train, "fixed", False) else None
+        self.whole = None if _is_new(train) else length(train)
 
     def __len__(self) -> int:
         return self.batches
@@ -47,7 +46,15 @@ class Portion:
             inner(epoch)
 
     def __getattr__(self, name: str) -> Any:
+        if "train" not in self.__dict__:  # not made yet, as while it is copied
+            raise AttributeError(name)
         return getattr(self.__dict__["train"], name)
+
+
+def _is_new(train: Batches) -> bool:
+    """Whether every walk over a loader is known to come in a new order."""
+    shuffled = isinstance(train, DataLoader) and not isinstance(train.sampler, SequentialSampler)
+    return shuffled or not getattr(train, "fixed", True)
 
 
 def portioned(train: Batches, steps: int) -> tuple[Batches, int]:

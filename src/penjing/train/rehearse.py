@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from penjing.distill import Lesson, TeacherLoss, as_teacher_loss
 from penjing.errors import RecipeError
 from penjing.graph.taps import Taps
-from penjing.task import Batch, Inputs, as_tuple
+from penjing.task import Batch, Inputs, Loss, as_tuple
+from penjing.train.mixing import soft
 from penjing.train.settings import Training
 
 
@@ -38,6 +39,7 @@ def rehearse(
     loss: Callable[[Lesson], Tensor] | None,
     batch: Batch,
     settings: Training,
+    task_loss: Loss,
 ) -> Rehearsed:
     """Walk a batch through both networks before anything is trained.
 
@@ -57,11 +59,35 @@ def rehearse(
     pairs = judge.taps if judge is not None else ()
     with torch.no_grad():
         output, features = _shown(model, [p.student for p in pairs], given)
+        taught: Any = None
+        shown: Any = {}
         if judge is not None and teacher is not None:
             taught, shown = _shown(teacher, [p.teacher for p in pairs], given)
             judge.prepare(Lesson(output, taught, target, features, shown))
     classes = _classes(output, target) if blends else None
+    if classes is not None:
+        ours = copy.deepcopy(judge)
+
+        def value(labels: Any) -> Any:
+            return task_loss(output, labels) if ours is None else ours(Lesson(output, taught, labels, features, shown))
+
+        if _fails(value, soft(target, classes, settings.smoothing)) and not _fails(value, target):
+            warnings.warn(
+                "the loss does not take probabilities of classes, which mixed or smoothed labels are, so that neither is done; "
+                "set training.mixup, training.cutmix and training.smoothing to 0 to be rid of this",
+                stacklevel=2,
+            )
+            return Rehearsed(judge, None, mixes=False)
     return Rehearsed(judge, classes, mixes=bool(settings.mixup or settings.cutmix) and _mixable(given, target, classes))
+
+
+def _fails(loss: Callable[[Any], Any], labels: Any) -> bool:
+    """Whether a loss raises something for such labels, or gives no finite number."""
+    with torch.no_grad():
+        try:
+            return not bool(torch.isfinite(loss(labels)).all())
+        except Exception:  # whatever a loss of somebody else's raises
+            return True
 
 
 def two_of(inputs: Inputs) -> tuple[Tensor, ...]:

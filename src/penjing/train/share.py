@@ -5,13 +5,13 @@ Each process takes its slice of every batch, so that many processes see what one
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from penjing import ranks
 from penjing.errors import DataError, ModelError
@@ -54,7 +54,7 @@ class Shared:
                 "task.train has a DistributedSampler, and fit shares every batch between the processes itself; give the loader "
                 "without it, with the batch size of all processes together"
             )
-        if self.world > 1 and isinstance(train, DataLoader) and train.batch_sampler is not None:
+        if self.world > 1 and _is_numbered(train):
             self.sampler = _PartSampler(train.batch_sampler, self.rank, self.world)
             self.train = _same_loader(train, self.sampler)
 
@@ -69,6 +69,11 @@ class Shared:
         else:
             for batch in self.train:
                 yield batch, 1.0
+
+
+def _is_numbered(train: Batches) -> TypeGuard["DataLoader[Any]"]:
+    """Whether samples can be asked for by their numbers; of a stream they cannot, whatever sampler torch gives its loader."""
+    return isinstance(train, DataLoader) and train.batch_sampler is not None and not isinstance(train.dataset, IterableDataset)
 
 
 class _PartSampler:

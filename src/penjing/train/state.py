@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_map
 from penjing import ranks
 from penjing.distill.lesson import Lesson, TeacherLoss
 from penjing.errors import ModelError, TrainingError
-from penjing.files import read_tensors, write_tensors
+from penjing.files import digest_of, read_tensors, write_tensors
 from penjing.graph.taps import Taps
 from penjing.quant.learned import rounded_weights, trained_steps
 from penjing.task import Loss
@@ -27,8 +26,6 @@ from penjing.train.optimizers import OPTIMIZERS, grouped, load_optimizer_state, 
 from penjing.train.settings import Training
 from penjing.train.share import own_statistics, share_statistics
 from penjing.train.sparse import SparseRun, Sparsity, describe
-
-WHOLE = {"bf16-true": torch.bfloat16, "64-true": torch.float64}  # precisions that are those of the weights themselves
 
 
 class Learner:
@@ -52,6 +49,7 @@ class Learner:
     ) -> None:
         self.settings = settings
         precision = settings.precision if settings.precision != "auto" else native_precision()
+        ranks.join()
         self.fabric = make_fabric(precision)
         self.model = channels_last(copy.deepcopy(model).train(), few)
         self.loss = loss
@@ -65,9 +63,10 @@ class Learner:
         if ranks.world() > 1:
             share_statistics(self.model)
         self.student, self.optimizer = self.fabric.setup(self.model, self.optimizer)
-        self.learned = learned
-        if loss is not None:
-            loss.to(self.fabric.device, dtype=WHOLE.get(precision))
+        self.trained = [*trained, *learned]
+        if loss is not None:  # features are compared in float32 at least
+            loss.to(self.fabric.device, dtype=torch.float64 if precision == "64-true" else None)
+        ranks.alike((*_tensors(self.model).values(), *(_tensors(loss).values() if loss is not None else ())))
         self.average = _average(self.model, settings.ema) if settings.ema else None
         self.best: dict[str, Tensor] | None = None
         self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
@@ -77,7 +76,8 @@ class Learner:
         self.teacher: Any = None
         if teacher is not None:
             self.frozen = channels_last(copy.deepcopy(teacher).eval().requires_grad_(False), few)
-            self.teacher = make_fabric(precision, alone=True).setup_module(self.frozen)
+            self.teacher = make_fabric(precision).setup_module(self.frozen)
+        self.taught_by = None if teacher is None else digest_of(_tensors(teacher))
         pairs = loss.taps if loss is not None else ()
         self.taps = Taps(self.model, [p.student for p in pairs], call=self.student)
         self.shown = Taps(self.frozen, [p.teacher for p in pairs], call=self.teacher) if teacher is not None else None
@@ -97,16 +97,15 @@ class Learner:
         value: Tensor = self.loss(Lesson(output, taught, target, features, shown, done))
         return value
 
-    def backward(self, value: Tensor, *, last: bool) -> None:
-        """Add to the gradients; all processes share theirs with the ``last`` batch of a step."""
-        with nullcontext() if last else self.fabric.no_backward_sync(self.student):
-            self.fabric.backward(value)
+    def backward(self, value: Tensor) -> None:
+        """Add to the gradients."""
+        self.fabric.backward(value)
 
     def step(self, lr: float, step: int, total: int) -> None:
-        """Move the weights along the gradients, at ``step`` of ``total``."""
+        """Move the weights along the gradients of all processes, at ``step`` of ``total``."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        ranks.mean_gradients(self.learned)
+        ranks.mean_gradients(self.trained)
         for follower in (self.sparse, self.freeze):
             follower.at(step, total)
             follower.before_step()
@@ -207,7 +206,13 @@ class Learner:
             "model": {"shapes": shapes, "trained": trained},
             "sparsity": describe(self.sparse.way),
             "loss": None if self.loss is None else repr(self.loss),
+            "teacher": self.taught_by,
         }
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Of a module's state; there may be more to it."""
+    return {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
 
 
 def _readable(value: Any) -> Any:
@@ -218,31 +223,20 @@ def _readable(value: Any) -> Any:
     return value.detach().to("cpu", torch.float32 if narrow else None)
 
 
-def make_fabric(precision: str, *, alone: bool = False) -> Any:
-    """Lightning Fabric on the processes that ``torchrun`` or ``srun`` started, or on this one alone.
+def make_fabric(precision: str) -> Any:
+    """Lightning Fabric on this process's device; of several processes ``ranks`` shares the gradients.
 
-    Alone, for networks that are not trained: these have no gradients to share.
+    Not torch's DistributedDataParallel: it wants every weight that the output depends on to get a gradient, and a loss that
+    compares features reaches none behind them.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
 
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)  # it announces the precision at every run
     try:
-        devices, nodes = ranks.launched()
-        if alone or devices * nodes == 1:
-            own: Any = (
-                [int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))]
-                if alone and torch.cuda.is_available()
-                else 1
-            )
-            return Fabric(accelerator="auto", devices=own, precision=precision)
-        # Some networks have weights that not every batch reaches; alone they train, so together they must as well.
-        strategy = DDPStrategy(find_unused_parameters=True)
-        fabric = Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
-        fabric.launch()
-        return fabric
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        return Fabric(accelerator="auto", devices=[local] if torch.cuda.is_available() else 1, precision=precision)
     finally:
         logger.setLevel(level)
 
@@ -255,9 +249,15 @@ def native_precision() -> str:
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """A running mean that follows fast at first: after n steps the decay is at most (1 + n) / (10 + n)."""
+    """A running mean that follows fast at first: after n steps the decay is at most (1 + n) / (10 + n).
+
+    Buffers of whole numbers (counts, indices, zero points) have no mean: they are the model's.
+    """
 
     def follow(means: Any, values: Any, steps: Tensor | int) -> None:
+        if not means[0].is_floating_point():  # torch gives tensors of one type at a time
+            torch._foreach_copy_(means, values)
+            return
         n = int(steps)
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(means, values, steps)
 

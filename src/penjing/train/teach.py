@@ -4,20 +4,19 @@ Each step leaves a file, goes on where it was interrupted, and is not done again
 """
 
 import copy
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from penjing import ranks
 from penjing.distill import Lesson, as_teacher_loss, imitate
 from penjing.errors import RecipeError, TrainingError
-from penjing.files import read_tensors, remove_parts, write_json, write_tensors
+from penjing.files import alone, digest_of, finite, read_tensors, remove_parts, write_json, write_tensors
 from penjing.progress import Progress, silent
 from penjing.task import Score, Task, as_a_file, check_task
 from penjing.train.fit import Epoch, fit
@@ -67,8 +66,8 @@ class Taught:
     steps: tuple[Step, ...]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The steps as JSON values."""
-        return [
+        """The steps as JSON values; None where a metric gave no number."""
+        rows = [
             {
                 "step": s.name,
                 "file": s.file.name if s.file else None,
@@ -78,6 +77,7 @@ class Taught:
             }
             for s in self.steps
         ]
+        return [finite(row) for row in rows]
 
 
 def teach(
@@ -107,15 +107,20 @@ def teach(
 
     Raises:
         TrainingError: A file in ``out`` is of another run; or as ``fit``.
-        DataError, ModelError, RecipeError: As ``fit``.
+        RecipeError: Another process is at work in ``out``; or as ``fit``.
+        DataError, ModelError: As ``fit``.
     """
     lessons, target = lessons or Lessons(), target or task
     teacher, student = copy.deepcopy(teacher), copy.deepcopy(student)
-    for net in (teacher, student):
-        check_task(task, net)
-    check_task(target, student)
+    check_task(task, teacher, labels=bool(lessons.teacher_epochs))
+    check_task(task, student, labels=False)
+    check_task(target, student, labels=bool(lessons.finetune_epochs) and lessons.finetune_loss is None)
     out = Path(out)
-    run = _School(out, say, progress)
+    with alone(out) if ranks.is_writer() else nullcontext():
+        return _taught(teacher, student, task, target, _School(out, say, progress), lessons)
+
+
+def _taught(teacher: nn.Module, student: nn.Module, task: Task, target: Task, run: "_School", lessons: Lessons) -> Taught:
     big = run.step("teacher", teacher, task, epochs=lessons.teacher_epochs, settings=lessons.teacher)
     small = run.step(
         "pretrained", student, task, epochs=lessons.pretrain_epochs, settings=lessons.pretrain, teacher=big, loss=lessons.loss
@@ -127,7 +132,7 @@ def teach(
     )  # fmt: skip
     taught = Taught(big, small, tuple(run.steps))
     if ranks.is_writer():
-        write_json(out / "distill.json", taught.to_json())
+        write_json(run.out / "distill.json", taught.to_json())
     return taught
 
 
@@ -139,7 +144,6 @@ class _School:
         self.steps: list[Step] = []
         self.before = ""  # what the steps so far depend on, as one digest
         if ranks.is_writer():
-            out.mkdir(parents=True, exist_ok=True)
             remove_parts(out)
         ranks.wait()
 
@@ -150,7 +154,8 @@ class _School:
             learning["loss"] = loss = as_teacher_loss(loss)
         about = {"epochs": epochs, "settings": asdict(settings), "loss": repr(loss), "model": _shapes(model)}
         # Where training starts from may be drawn anew by the caller at each start; what is not trained may not.
-        self.before = _digest(self.before, {} if epochs else model.state_dict(), about)
+        told = self.before + json.dumps(about, sort_keys=True, default=str)
+        self.before = digest_of({} if epochs else model.state_dict(), told)
         path, history = self.out / f"{name}.safetensors", list[Epoch]()
         there = path.is_file()
         if epochs and not there:
@@ -186,11 +191,3 @@ class _School:
 
 def _shapes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in model.state_dict().items()}
-
-
-def _digest(before: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    found = hashlib.sha256((before + json.dumps(about, sort_keys=True, default=str)).encode())
-    for name, value in tensors.items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
