@@ -182,7 +182,6 @@ def main() -> None:
     task = Task(train=train, search=test[:2], confirm=test, metric=top1)
     settings = replace(demo_settings(), samples=8, drop_blocks=True)
     job = Job(fashion_resnet20(), task, Budget(max_drop=None, latency=0.1), "openvino", given.work, settings, silent)
-    job.claim()
     bench = Bench(job, look(Crew(job)), test, given.steps)
     with torch.no_grad():
         kept: dict[str, Any] = {

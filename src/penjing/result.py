@@ -14,7 +14,7 @@ from torch import Tensor
 
 from penjing.errors import RecipeError
 from penjing.export import Artifact, Kernel
-from penjing.files import digest
+from penjing.files import digest, finite
 from penjing.measure import Judgement, Layer, Measurement, Paired
 from penjing.plan import ChannelPlan
 from penjing.search import Candidate
@@ -95,11 +95,6 @@ def is_share(metric: Metric, *scores: Score) -> bool:
     """Whether a metric is a share, told in points: it has no unit, and all that it gave is between 0 and 1."""
     each = np.concatenate([np.append(s.per_sample, s.value) for s in scores])
     return bool(not getattr(metric, "unit", "") and each.min() >= 0 and each.max() <= 1)
-
-
-def finite(value: Any) -> Any:
-    """The value, or None where it is infinite or not a number: JSON has no word for these."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def latency_rows(table: Mapping[tuple[str, int], Mapping[str, Measurement]]) -> list[dict[str, Any]]:
@@ -199,7 +194,7 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
         f"{a['samples']:,} samples ({interval}{limit})."
     )
     if data["unchanged"]:
-        why = "Nothing that was tried holds" if data["chosen"] == "original" else "Nothing faster was found within the budget"
+        why = "Nothing that was tried holds" if status == "does not hold" else "Nothing faster was found within the budget"
         sentence = (
             f"{why}, so this is the original, as fast and as large as before: {begins[status][0].lower()}{begins[status][1:]}, "
             f"with {amount(a['drop'], a)} of {a['metric']} lost on {a['samples']:,} samples ({interval}{limit})."
@@ -219,7 +214,9 @@ def _advice(data: Mapping[str, Any], judgement: Judgement) -> str:
     missed = [c for c in data["candidates"] if c["drop"] is not None and c["kind"] not in ("original", "float")]
     if not missed:
         return "Loosen the limits."
-    near = min(missed, key=lambda c: c["drop"])
+    near = min(missed, key=lambda c: (c["status"] != "too inaccurate", c["drop"]))
+    if near["status"] != "too inaccurate":
+        return f"The nearest was {near['name']}: {near['note']}."
     return (
         f"The nearest was {near['name']}, which loses {amount(near['drop'], data['accuracy'])} on the search split: allow that "
         "much, train longer, or loosen the other limits."
@@ -337,5 +334,5 @@ def now() -> str:
 
 
 def budget_entry(budget: Any) -> dict[str, Any]:
-    """The budget as it was asked for."""
-    return {k: f"{v}x" if k != "max_drop" and isinstance(v, float) and v <= 1 else v for k, v in asdict(budget).items()}
+    """The budget as it was asked for; shares of the original's as such."""
+    return asdict(budget) | {name: f"{limit.value:g}x" for name, limit in budget.limits().items() if limit.share}

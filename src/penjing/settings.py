@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 from penjing.errors import RecipeError
 from penjing.train import Training
 
+LEAST = {
+    "attempts": 1, "calibration": 1, "batch": 1, "probes": 0, "generalization": 0, "samples": 4, "threads": 1, "round_to": 1,
+    "seed": 0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -42,16 +47,10 @@ class Settings:
         for name in ("labels", "qat", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
-        for name, least in (
-            ("attempts", 1),
-            ("calibration", 1),
-            ("batch", 1),
-            ("probes", 0),
-            ("generalization", 0),
-            ("samples", 4),
-        ):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name} is {getattr(self, name)}; give at least {least}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"{name} is {value}; give at least {least}")
         if self.temperature <= 0:
             raise RecipeError(f"temperature is {self.temperature}; give a number above 0, e.g. 4")
         if not self.report_batches or min(self.report_batches) < 1:

@@ -132,3 +132,11 @@ def test_one_rectangle_is_covered_and_it_moves() -> None:
     assert (hidden.sum((1, 2)) == 11 * 11).all()
     assert (hidden.any(1).sum(1) == 11).all()
     assert len({tuple(x.flatten().tolist()) for x in hidden}) > 20
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_it_does_not_depend_on_the_batch(name: str) -> None:
+    images, corrupt = torch.rand(32, 1, 8, 8), CORRUPTIONS[name]
+    whole, parts = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    split = [corrupt(x, 3, parts) for x in images.split(16)]
+    assert torch.equal(corrupt(images, 3, whole), torch.cat(split))

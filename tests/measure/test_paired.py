@@ -230,3 +230,12 @@ def test_settings_out_of_range_are_refused() -> None:
         paired(ones, ones, looks=0)
     with pytest.raises(RecipeError, match="allowed drop is nan"):
         judged(paired(ones, ones), math.nan)
+
+
+def test_right_or_wrong_in_other_numbers_is_right_or_wrong() -> None:
+    was, now = np.array([1, 1, 0, 1, 0, 1.0]), np.array([1, 0, 0, 1, 1, 0.0])
+    plain, percent = (paired(Score(k * was.mean(), 6, k * was), Score(k * now.mean(), 6, k * now)) for k in (1, 100))
+    assert (percent.test, percent.p) == (plain.test, plain.p)
+    assert [percent.low, percent.high] == pytest.approx([100 * plain.low, 100 * plain.high])
+    same = Score(100 * was.mean(), 6, 100 * was)
+    assert paired(same, same).high > 0

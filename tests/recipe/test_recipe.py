@@ -195,3 +195,11 @@ def test_an_onnx_file_lies_beside_the_recipe_and_moves_with_it(tmp_path: Path) -
     assert "model: nets/mine.onnx" in (tmp_path / "again.yaml").read_text()
     assert read_recipe(tmp_path / "again.yaml").model == found.model
     assert read_recipe(None, {"model": "mine.onnx", "data": "my:task", "out": "o"}).model == "mine.onnx"
+
+
+def test_an_option_begins_a_section_that_a_recipe_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: a:b\ndata: a:c\nout: o\nsettings: {training: {freezing: null}}\n")
+    found = read_recipe(path, option("settings.training.freezing.start=0.2"))
+    assert found.settings.training.freezing is not None
+    assert found.settings.training.freezing.start == 0.2

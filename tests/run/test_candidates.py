@@ -1,7 +1,9 @@
 """Candidates of networks whose sizes stand in ``forward``, and of those whose channels are freed where a block goes."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ import penjing as pj
 from penjing.graph import capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune import RewrittenWarning, drop_blocks, prune_channels, prune_to_look
-from penjing.search import regrouped
+from penjing.search import Budget, Candidate, Cost, regrouped
+from penjing.settings import Settings
 from tests.run.test_run import SETTINGS, task
 
 SHUFFLED = 32
@@ -83,3 +86,21 @@ def test_a_network_with_sizes_in_its_forward_is_compressed(blocks: bool, tmp_pat
     assert now <= (0.05 if blocks else 0.3) * was
     assert bool(result.plan.blocks) == blocks
     assert result.artifact.load(1)(X).shape == (2, 2)
+
+
+def test_where_nothing_holds_the_widest_gets_all_the_training_there_is() -> None:
+    running = importlib.import_module("penjing.run")
+    asked: list[tuple[str, bool, int]] = []
+
+    def make(_share: float, source: Candidate | None, *, trained: bool, trials: int) -> Candidate:
+        asked.append((source.key if source else "", trained, trials))
+        score = 0.5 if not trained else 0.6 if source is None else 0.85
+        steps = 10 if trained else 0
+        return Candidate(name="", key=str(len(asked)), kind="", share=1.0, cost=Cost(1, 1, 1, 1), score=score, steps=steps)
+
+    chooser = SimpleNamespace(bounds=lambda: (1.0, 0.1), ceilings={})
+    maker = SimpleNamespace(chooser=chooser, trainer=SimpleNamespace(trains=True), make=make)
+    job = SimpleNamespace(budget=Budget(max_drop=0.1), settings=Settings(attempts=3, probes=2))
+    found = running._Search(job, maker, SimpleNamespace(score=0.9)).run()
+    assert asked == [("", False, 1), ("", True, 3), ("2", True, 1)]
+    assert [c.key for c in found if c.status == "holds"] == ["3"]

@@ -9,6 +9,7 @@ import pytest
 
 from penjing.run.confirm import confirm
 from penjing.search import Candidate, Cost
+from penjing.task import NoScore
 
 confirming = importlib.import_module("penjing.run.confirm")
 
@@ -38,7 +39,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tried: list[Candidate], **form:
     monkeypatch.setattr(confirming, "_original", lambda *_: Form(candidate("original", "chosen")))
     monkeypatch.setattr(confirming, "tell", lambda *given: told.extend(given[3:]))
     job: Any = SimpleNamespace(
-        task=SimpleNamespace(metric=lambda *_: None, confirm=None), threads=1, budget=SimpleNamespace(max_drop=None)
+        task=SimpleNamespace(confirm=None), score=lambda *_: None, threads=1, budget=SimpleNamespace(max_drop=None)
     )
     baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None))
     confirm(job, SimpleNamespace(chooser=SimpleNamespace(ceilings={})), baseline, tried)  # type: ignore[arg-type]
@@ -91,8 +92,8 @@ def test_behind_one_that_fails_a_gentler_one_is_made(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(confirming, "_shipped", lambda _job, _maker, _base, c, *_: Form(c, worth=c.name == worth))
         monkeypatch.setattr(confirming, "_original", lambda *_: Form(candidate("original", "chosen")))
         monkeypatch.setattr(confirming, "tell", lambda *given: told.extend(given[3:]))
-        task = SimpleNamespace(metric=lambda *_: None, confirm=None)
-        job: Any = SimpleNamespace(task=task, threads=1, budget=SimpleNamespace(max_drop=None))
+        task, budget = SimpleNamespace(confirm=None), SimpleNamespace(max_drop=None)
+        job: Any = SimpleNamespace(task=task, score=lambda *_: None, threads=1, budget=budget)
         baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None), score=1.0)
         maker: Any = SimpleNamespace(chooser=SimpleNamespace(ceilings={}), make=make)
         confirm(job, maker, baseline, tried)
@@ -103,3 +104,19 @@ def test_behind_one_that_fails_a_gentler_one_is_made(monkeypatch: pytest.MonkeyP
     assert (ended("1x", holds=False), asked) == ("1x", [0.5])
     assert (ended("1x", tried=(replace(fast, share=0.9), slow)), asked) == ("1x", [])
     assert (ended("1x", tried=(replace(fast, steps=5), slow)), asked) == ("1x", [])
+
+
+def test_what_the_metric_gives_no_number_for_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_over(monkeypatch, [HOLDS])  # puts the others in place
+
+    def refused(*_: Any) -> Form:
+        raise NoScore("task.metric gives NaN")
+
+    monkeypatch.setattr(confirming, "_shipped", refused)
+    told: list[Any] = []
+    monkeypatch.setattr(confirming, "tell", lambda *given: told.extend(given[3:]))
+    job: Any = SimpleNamespace(task=SimpleNamespace(confirm=None), score=lambda *_: None, threads=1)
+    baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None))
+    confirm(job, SimpleNamespace(), baseline, [HOLDS])  # type: ignore[arg-type]
+    assert told[1].candidate.name == "original"
+    assert [(c.status, c.note) for c in told[0]] == [("does not hold", "the metric gives no number")]

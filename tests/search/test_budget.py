@@ -101,3 +101,8 @@ def test_a_drop_without_a_unit_is_refused(text: str) -> None:
 @given(st.floats(0, 1e6))
 def test_drops_in_units_are_exact(drop: float) -> None:
     assert parse_drop(f"{drop!r} units") == drop
+
+
+def test_a_drop_in_words_is_for_recipes() -> None:
+    with pytest.raises(RecipeError, match=r"max_drop is '1 point'; give a number"):
+        Budget(max_drop="1 point")  # type: ignore[arg-type]

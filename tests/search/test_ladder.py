@@ -40,3 +40,10 @@ def test_without_a_limit_on_the_drop_the_most_accurate_comes_first() -> None:
 def test_a_candidate_survives_its_file() -> None:
     made = replace(candidate("a", 1.0, 0.9), widths={"g": 16}, floats=("conv2d",), steps=7, predicted=0.9)
     assert Candidate.from_json(made.to_json()) == made
+
+
+def test_a_candidate_without_a_score_never_holds() -> None:
+    nameless = Candidate(name="a", key="a", kind="trained", share=1.0, cost=Cost(1, 1, 1, 1), score=None)
+    for budget in (Budget(max_drop=0.5), Budget(max_drop=None, latency=0.5)):
+        found = marked(nameless, 0.9, {}, budget)
+        assert (found.status, found.note) == ("too inaccurate", "the metric gives no number")

@@ -29,9 +29,8 @@ def gaussian_noise(images: Tensor, severity: int, generator: Generator) -> Tenso
 def impulse_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
     """Salt and pepper: set a share of the values to the least or the greatest of their image and channel."""
     share = _strength(images, severity, (0.01, 0.03, 0.06, 0.1, 0.17))
-    hit, salt = (torch.rand(2, *images.shape, generator=generator) < torch.tensor([share, 0.5]).view(2, 1, 1, 1, 1)).to(
-        images.device
-    )
+    drawn = torch.rand(len(images), 2, *images.shape[1:], generator=generator)  # image by image, whatever the batch
+    hit, salt = (drawn < torch.tensor([share, 0.5]).view(2, 1, 1, 1)).to(images.device).unbind(1)
     low, high = _range(images)
     return torch.where(hit, torch.where(salt, high, low), images)
 
@@ -73,9 +72,10 @@ def occlusion(images: Tensor, severity: int, generator: Generator) -> Tensor:
     """Cover one rectangle of each image, anywhere in it, with the mean (after DeVries and Taylor 2017, arXiv:1708.04552)."""
     share = _strength(images, severity, (0.15, 0.25, 0.35, 0.45, 0.55))  # of each side
     covered = []
-    for size in images.shape[2:]:
+    drawn = torch.rand(len(images), 2, generator=generator)  # image by image, whatever the batch
+    for size, place in zip(images.shape[2:], drawn.unbind(1), strict=True):
         length = max(1, round(share * size))
-        start = (torch.rand(len(images), 1, generator=generator) * (size - length + 1)).floor()
+        start = (place[:, None] * (size - length + 1)).floor()
         offset = torch.arange(size) - start
         covered.append(((offset >= 0) & (offset < length)).to(images.device))
     hidden = (covered[0][:, :, None] & covered[1][:, None, :])[:, None]

@@ -90,8 +90,11 @@ def paired(before: Score, after: Score, *, confidence: float = 0.95, looks: int 
     lost = was - now if scale is None or scale > 0 else now - was
     unit = abs(scale or 1.0)
     worse, better, tail = int((lost > 0).sum()), int((lost < 0).sum()), (1 - confidence) / looks
-    if all(bool(np.isin(x, (0, 1)).all()) for x in (was, now)):
-        (low, high), p, test = tango(worse, better, len(lost), tail), mcnemar(worse, better), "exact McNemar"
+    ends = np.unique(np.concatenate([was, now]))
+    if set(ends) <= {0.0, 1.0} or len(ends) == len(np.unique(was)) == 2:  # right or wrong, whatever numbers say so
+        step = float(np.ptp(ends)) if len(ends) == 2 else 1.0
+        low, high = (step * end for end in tango(worse, better, len(lost), tail))
+        p, test = mcnemar(worse, better), "exact McNemar"
     else:
         (low, high), p, test = _bootstrap(lost, tail, seed), _sign_flips(lost, seed), "sign-flip permutation"
     drop = before.value - after.value

@@ -101,8 +101,11 @@ def _proven(
             verify_against(graph, channels, rewritten, plan)
         except NotEquivalent:
             raise reason from None
-        message = f"the forward of {type(small).__name__} has sizes written into it: the pruned model runs its exported graph"
-        warnings.warn(message, RewrittenWarning, stacklevel=3)
+        if not plan.blocks:  # without blocks it runs its exported graph anyway
+            message = (
+                f"the forward of {type(small).__name__} has sizes written into it: the pruned model runs its exported graph"
+            )
+            warnings.warn(message, RewrittenWarning, stacklevel=3)
         return rewritten
     return small
 

@@ -7,6 +7,7 @@ from penjing.recipe.names import load_weights as load_weights
 from penjing.recipe.names import look_in as look_in
 from penjing.recipe.recipe import RECIPE as RECIPE
 from penjing.recipe.recipe import Recipe as Recipe
+from penjing.recipe.recipe import drop_in_words as drop_in_words
 from penjing.recipe.recipe import dump_recipe as dump_recipe
 from penjing.recipe.recipe import option as option
 from penjing.recipe.recipe import read_recipe as read_recipe

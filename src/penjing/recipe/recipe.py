@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,7 @@ def read_recipe(path: Path | None, *options: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: The file is not YAML, a key is not known or missing, or a value does not fit.
     """
-    said, places = read_yaml(path) if path else ({}, {})
-    if not isinstance(said, dict | None):
-        raise RecipeError(f"{path} holds {said!r}; give keys such as model, data and out, as penjing recipe prints them")
-    said = said or {}
-    given: dict[str, Any] = functools.reduce(_over, options, {})
-    if path:
-        said["modules"] = "." if said.get("modules") is None else said["modules"]
-        said |= {k: str((path.parent / said[k]).resolve()) for k in _paths(said) if isinstance(said.get(k), str)}
+    said, places, given = _said(path, options)
 
     def where(key: Key) -> str:
         if path is None or _holds(given, key):
@@ -59,6 +52,28 @@ def read_recipe(path: Path | None, *options: Mapping[str, Any]) -> Recipe:
 
     made: Recipe = instance(Recipe, _over(said, given), where)
     return made
+
+
+def drop_in_words(path: Path | None, *options: Mapping[str, Any]) -> str | None:
+    """What may be lost of the metric, as the recipe or the options say it; None where none does."""
+    said, _, given = _said(path, options)
+    words = _over(said, given)
+    budget = words.get("budget") if isinstance(words, dict) else None
+    drop = budget.get("max_drop") if isinstance(budget, dict) else None
+    return None if drop is None else str(drop)
+
+
+def _said(path: Path | None, options: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[Key, int], dict[str, Any]]:
+    """What a file says, with the lines of its keys, and what options say over it."""
+    said, places = read_yaml(path) if path else ({}, {})
+    if not isinstance(said, dict | None):
+        raise RecipeError(f"{path} holds {said!r}; give keys such as model, data and out, as penjing recipe prints them")
+    said = said or {}
+    given: dict[str, Any] = functools.reduce(_over, options, {})
+    if path:
+        said["modules"] = "." if said.get("modules") is None else said["modules"]
+        said |= {k: str((path.parent / said[k]).resolve()) for k in _paths(said) if isinstance(said.get(k), str)}
+    return said, places, given
 
 
 def _paths(said: Mapping[str, Any]) -> tuple[str, ...]:
@@ -130,7 +145,9 @@ def _plain(value: Any) -> Any:
 
 
 def _over(below: Any, above: Mapping[str, Any]) -> Any:
-    """``below`` with the values of ``above`` put into its sections."""
+    """``below`` with the values of ``above`` put into its sections; one that was said to be null begins with these."""
+    if below is None:
+        below = {}
     if not isinstance(below, dict):
         return below  # a mistake, to be told as such
     put = {k: _over(below.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in above.items()}

@@ -6,6 +6,7 @@ each file whole.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -71,16 +72,15 @@ def _stages(crew: Crew) -> None:
     if _finished(job):
         return
     assert crew.choices  # what cannot be read is refused before anything is written
-    job.claim()
-    try:
-        baseline = measure_baseline(job)
-    except PenjingError:  # nobody is to delete a folder before trying again
-        job.release()
-        raise
-    chooser = Chooser(crew, look(crew), baseline)
-    maker = Maker(job, chooser, baseline, Trainer(crew))
-    tried = _search(job, maker, baseline)
-    confirm(job, maker, baseline, tried)
+    with job.claimed():
+        try:
+            baseline = measure_baseline(job)
+        except PenjingError:  # nobody is to delete a folder before trying again
+            job.release()
+            raise
+        chooser = Chooser(crew, look(crew), baseline)
+        maker = Maker(job, chooser, baseline, Trainer(crew))
+        confirm(job, maker, baseline, _Search(job, maker, baseline).run())
 
 
 def _finished(job: Job) -> bool:
@@ -91,43 +91,61 @@ def _finished(job: Job) -> bool:
     return bool(held["budget"] == budget_entry(job.budget) and held.get("judges", job.judges) == job.judges)
 
 
-def _search(job: Job, maker: Maker, baseline: Baseline) -> list[Candidate]:
-    """All candidates, each judged, best first."""
-    tried: list[Candidate] = []
+@dataclass
+class _Search:
+    """Tries candidates, each judged as it is made; ``tried`` has all of them."""
 
-    def attempt(source: Callable[[], Candidate | None], *, trained: bool, trials: int = 1) -> Callable[[float], bool]:
-        def run(share: float) -> bool:
-            nonlocal trials
-            made = maker.make(share, source(), trained=trained, trials=trials)
-            trials = max(1, trials - 1)
-            tried.append(marked(made, baseline.score, maker.chooser.ceilings, job.budget))
-            return tried[-1].status == "holds"
+    job: Job
+    maker: Maker
+    baseline: Baseline
+    tried: list[Candidate] = field(default_factory=list)
 
-        return run
-
-    widest, narrowest = maker.chooser.bounds()
-    untrained = attempt(lambda: None, trained=False)
-    first = untrained(widest)
-    for _ in range(TIGHTER):
-        closer = _closer(tried[-1], widest, maker.chooser.ceilings)
-        if not narrowest <= closer < widest:
-            break
-        widest = closer
+    def run(self) -> list[Candidate]:
+        """All candidates, best first."""
+        widest, narrowest = self.maker.chooser.bounds()
+        untrained = self._attempt(lambda: None, trained=False)
         first = untrained(widest)
-    if job.budget.wants_accuracy:  # the limits say how fast
-        if maker.trainer.trains:
-            attempt(lambda: None, trained=True)(widest)
-        return _ordered(tried, job.budget)
-    least_tried = widest
-    if first and job.settings.probes:
-        least_tried = gallop(untrained, holds=widest, least=narrowest, trials=job.settings.probes)
-    if maker.trainer.trains:
-        trained = attempt(lambda: _source(tried), trained=True, trials=job.settings.attempts)
-        trials = job.settings.attempts
-        held = any(c.status == "holds" for c in tried)
+        for _ in range(TIGHTER):
+            closer = _closer(self.tried[-1], widest, self.maker.chooser.ceilings)
+            if not narrowest <= closer < widest:
+                break
+            widest = closer
+            first = untrained(widest)
+        trains = self.maker.trainer.trains
+        if self.job.budget.wants_accuracy:  # the limits say how fast
+            if trains:
+                self._attempt(lambda: None, trained=True)(widest)
+            return _ordered(self.tried, self.job.budget)
+        least = widest
+        if first and self.job.settings.probes:
+            least = gallop(untrained, holds=widest, least=narrowest, trials=self.job.settings.probes)
+        if trains:
+            self._train(widest, least, narrowest)
+        return _ordered(self.tried, self.job.budget)
+
+    def _train(self, widest: float, least: float, narrowest: float) -> None:
+        """From the narrowest that holds untrained to narrower ones; where none holds, the widest with all that there is."""
+        trials = self.job.settings.attempts
+        trained = self._attempt(lambda: _source(self.tried), trained=True, trials=trials)
+        held = any(c.status == "holds" for c in self.tried)
         if held or trained(widest):
-            gallop(trained, holds=least_tried, least=narrowest, trials=trials if held else trials - 1)
-    return _ordered(tried, job.budget)
+            gallop(trained, holds=least, least=narrowest, trials=trials if held else trials - 1)
+        elif trials > 1 and self.tried[-1].status == "too inaccurate":  # nothing narrower will do: it gets what is left
+            failed = self.tried[-1]
+            self._attempt(lambda: failed, trained=True)(widest)
+
+    def _attempt(self, source: Callable[[], Candidate | None], *, trained: bool, trials: int = 1) -> Callable[[float], bool]:
+        """A function that makes a candidate for a share of the time and says whether it holds."""
+        left = trials
+
+        def make(share: float) -> bool:
+            nonlocal left
+            made = self.maker.make(share, source(), trained=trained, trials=left)
+            left = max(1, left - 1)
+            self.tried.append(marked(made, self.baseline.score, self.maker.chooser.ceilings, self.job.budget))
+            return self.tried[-1].status == "holds"
+
+        return make
 
 
 def _closer(made: Candidate, share: float, ceilings: Mapping[str, float]) -> float:

@@ -46,7 +46,7 @@ def measure_baseline(job: Job) -> Baseline:
     held = job.kept("original")
     if held is None:
         with job.stage("score and time the original") as told:
-            scores = [job.task.metric(artifact.load(job.threads, p), job.task.search).value for p in ("f32", None)]
+            scores = [job.score(artifact.load(job.threads, p), job.task.search).value for p in ("f32", None)]
             held = {"scores": scores}
             _check_drop(job.budget.max_drop, scores[0])
             job.keep("original", held)

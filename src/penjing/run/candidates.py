@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 from torch import fx
@@ -16,7 +17,7 @@ from penjing.run.baseline import Baseline
 from penjing.run.choose import Chooser, Net, Raw, kept_in
 from penjing.run.job import Job
 from penjing.run.training import Start, Trainer
-from penjing.search import Allocation, Candidate
+from penjing.search import Allocation, Candidate, Cost, in_integers
 from penjing.task import as_a_file
 
 WORTH = 0.5  # share of the drop that integers must cause to be trained in
@@ -58,7 +59,7 @@ class Maker:
                 net = replace(net, module=self.trainer.train(start, key, name, steps))
                 told["gave"] = f"{steps} steps"
         self._save(net, key, trained=trained)
-        made = self._scored(key, name, share, net, allocation, steps)
+        made = self._scored(key, name, share, net, allocation, steps, twin=untrained)
         self.job.keep(key, made.to_json())
         return made
 
@@ -80,7 +81,8 @@ class Maker:
         module = quantizer.module(candidate.floats)
         if candidate.steps_in_integers:
             start = Start(module, candidate.key, tuple(candidate.floats))
-            trained = self.trainer.train(start, f"{candidate.key}-integers", candidate.name, candidate.steps_in_integers)
+            name = in_integers(candidate.name)
+            trained = self.trainer.train(start, f"{candidate.key}-integers", name, candidate.steps_in_integers)
             assert isinstance(trained, fx.GraphModule)
             return trained
         return module
@@ -118,7 +120,9 @@ class Maker:
             save(self.job.stages / f"{key}.safetensors", net.module, net.plan, self.job.example)
             self.job.keep(f"{key}-plan", net.plan.to_json())
 
-    def _scored(self, key: str, name: str, share: float, net: Net, allocation: Allocation, steps: int) -> Candidate:
+    def _scored(
+        self, key: str, name: str, share: float, net: Net, allocation: Allocation, steps: int, *, twin: str
+    ) -> Candidate:
         """Integers, the file, its score; trained in integers where these cost too much and there is training left."""
         job = self.job
         floats = self.chooser.floats(net.module, allocation)
@@ -129,18 +133,27 @@ class Maker:
         with job.stage(f"{name}: quantize, export, score") as told:
             module = self.module(made, net)
             artifact = self.artifact(made, module)
-            score = job.task.metric(artifact.load(self.job.threads), job.task.search).value
+            score = job.searched(artifact.load(job.threads))
             told["gave"] = f"{score:.4g} on the search split"
-        made = replace(made, score=score, cost=self.chooser.cost(net.module, module, artifact))
+        made = replace(made, score=_number(score), cost=self._cost(made, twin, net, module, artifact))
         if steps and self._integers_cost_too_much(net, score):
             made = self._trained_in_integers(made, net)
         return made
+
+    def _cost(self, made: Candidate, twin: str, net: Net, module: fx.GraphModule, artifact: Artifact) -> Cost:
+        """What a file costs; it takes the time that the same network took untrained, where that was made and timed."""
+        held = self.job.kept(twin) if made.steps else None
+        if held is not None:
+            other = Candidate.from_json(held)
+            if (other.widths, other.blocks, other.floats) == (made.widths, made.blocks, made.floats):
+                return replace(other.cost, bytes=float(artifact.path.stat().st_size))
+        return self.chooser.cost(net.module, module, artifact)
 
     def _integers_cost_too_much(self, net: Net, score: float) -> bool:
         most = self.job.budget.max_drop
         if most is None or self.reference - score <= most:
             return False
-        exact = self.job.task.metric(as_a_file(net.module.eval()), self.job.task.search).value
+        exact = self.job.searched(as_a_file(net.module.eval()))
         return exact - score >= WORTH * (self.reference - score)
 
     def _trained_in_integers(self, made: Candidate, net: Net) -> Candidate:
@@ -151,9 +164,9 @@ class Maker:
         with self.job.stage(f"{made.name}: train in integers") as told:
             module = self.module(trained, net)
             artifact = self.artifact(trained, module)
-            score = self.job.task.metric(artifact.load(self.job.threads), self.job.task.search).value
+            score = self.job.searched(artifact.load(self.job.threads))
             told["gave"] = f"{score:.4g} on the search split"
-        if score <= (made.score or 0.0):
+        if score <= (-math.inf if made.score is None else made.score):
             self.artifact(made, self.module(made, net))  # the file as it was
             return made
         return replace(trained, score=score, cost=self.chooser.cost(net.module, module, artifact))
@@ -161,3 +174,8 @@ class Maker:
     def _key(self, share: float, source: Candidate | None, *, trained: bool) -> str:
         told = json.dumps([round(share, 9), self.chooser.ceilings, source.key if source else "", trained], sort_keys=True)
         return f"{'trained' if trained else 'cut'}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def _number(score: float) -> float | None:
+    """A score as JSON knows it; None where the metric gave none."""
+    return score if math.isfinite(score) else None

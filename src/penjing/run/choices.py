@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import islice
 
 import torch
 
@@ -13,6 +14,9 @@ from penjing.prune import allowed_widths
 from penjing.quant.apart import Apart, divergence, noise_share
 from penjing.run.job import Job
 from penjing.score import Evidence
+from penjing.task import as_tuple
+
+LOOKED_AT = 8  # batches whose targets say what they are: of one sample with one label each, several labels are not seen
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,15 @@ def choices(job: Job) -> Choices:
 
 def _apart(job: Job, graph: Graph) -> Apart:
     """Classes are compared by what becomes of their probabilities, other outputs by their values."""
-    with torch.no_grad():
-        output = graph.module(*job.example)
-    target = next(iter(job.task.search))[1]
-    return divergence if is_classes(output, target[:1] if isinstance(target, torch.Tensor) else target) else noise_share
+    for inputs, target in islice(job.task.search, LOOKED_AT):
+        given = as_tuple(inputs)
+        if not graph.dynamic:  # it takes the batch it was read with; one sample says less
+            given, target = job.example, target[:1] if isinstance(target, torch.Tensor) else target
+        with torch.no_grad():
+            output = graph.module(*given)
+        if not is_classes(output, target):
+            return noise_share
+    return divergence
 
 
 def _widths(job: Job, channels: Channels) -> dict[str, list[int]]:

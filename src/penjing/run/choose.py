@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import torch
@@ -144,9 +144,14 @@ class Chooser:
             return self.whole
         asked = {r: v for r, v in self.ceilings.items() if r != "latency"}
         aim = _Aim(share * self.whole.costs["latency"], dict(asked), LEAST_SUM)
-        choices = rivals(self.tables, self._wanted(aim), most=raw.net.widths, gone=raw.net.plan.blocks)
-        aim.way = self._nearest(share, raw, choices)
-        found = self._within(aim, asked, raw) if self.ceilings else self._asked(aim, raw, may_fail=False)
+        try:
+            choices = rivals(self.tables, self._wanted(aim), most=raw.net.widths, gone=raw.net.plan.blocks)
+        except BudgetError:  # by the tables, which may err
+            if not self.ceilings:
+                raise
+            choices = {}
+        aim.way = self._nearest(share, raw, choices) if choices else LEAST_SUM
+        found = self._within(aim, asked, raw) if self.ceilings else self._asked(aim, raw)
         assert found is not None
         self.job.keep(f"{key}-widths", {"allocation": asdict(found), "ratio": self.ratio})
         return found
@@ -178,38 +183,55 @@ class Chooser:
 
     def _within(self, aim: _Aim, asked: Mapping[str, float], raw: Raw) -> Allocation:
         """What meets the limits when it is measured: of several tries the one that loses least."""
-        seen: dict[str, float] = {}
         fitting: list[Allocation] = []
         for _ in range(STITCHES):
-            used = self.ratio
-            found = self._asked(aim, raw, may_fail=bool(fitting))
-            if found is None:
+            found, used = self._asked(aim, raw), self.ratio
+            if found is None and fitting:
                 break
+            last = found is None  # no choice fits by the tables; whether it is so is measured
+            found = found or self._least(raw)
             seen = asdict(self._cost(raw, found))
             self.ratio = seen["latency"] / found.costs["latency"]
-            if missed := over(Cost(**seen), self.ceilings):
-                aim.over_by += "latency" in missed
-                aim.limits = scaled(asked, seen, {**found.costs, "memory": aim.limits.get("memory", 0.0)})
-                continue
-            fitting.append(found)
-            if "latency" not in self.ceilings or self.ratio >= STEADY * used:  # else a busy moment had it cut too narrow
+            missed = over(Cost(**seen), self.ceilings)
+            if missed and last:
+                raise BudgetError(self._refusal(seen))
+            aim.over_by += "latency" in missed
+            if not missed:
+                fitting.append(found)
+            # Else a busy moment had it cut too narrow, or the tables think that it costs more than it does.
+            if not (missed or last or self._has_room(aim, found, seen, used)):
                 break
+            aim.limits = scaled(asked, seen, {**found.costs, "memory": aim.limits.get("memory", 0.0)})
         if not fitting:
-            told = [
-                f"{r} of {shown(r, seen[r])} where {shown(r, v)} was asked" for r, v in self.ceilings.items() if seen[r] > v
-            ]
-            raise BudgetError(f"the nearest network that could be made has {' and '.join(told)}; loosen the limits")
+            raise BudgetError(self._refusal(seen))
         return min(fitting, key=lambda a: a.error)
 
-    def _asked(self, aim: _Aim, raw: Raw, *, may_fail: bool) -> Allocation | None:
-        """What the tables give; by the way that can do all that others can, where another cannot."""
+    def _has_room(self, aim: _Aim, found: Allocation, seen: Mapping[str, float], used: float) -> bool:
+        """Whether a file that fits takes so much less than it was thought to that a wider one may fit as well."""
+        if "latency" in self.ceilings and self.ratio < STEADY * used:
+            return True
+        counted = [r for r in aim.limits if r != "memory"]
+        return any(found.costs[r] > STEADY * aim.limits[r] and seen[r] < STEADY * self.ceilings[r] for r in counted)
+
+    def _least(self, raw: Raw) -> Allocation:
+        """The narrowest network that can be made of what is there."""
+        gone = raw.net.plan.blocks
+        widths = {g: min(w, raw.net.widths.get(g, w)) for g, w in self.narrowest.widths.items()}
+        return replace(self.narrowest, widths=widths, blocks=tuple(b for b in self.narrowest.blocks if b not in gone))
+
+    def _refusal(self, seen: Mapping[str, float]) -> str:
+        missed = over(Cost(**seen), self.ceilings)
+        told = [f"{r} of {shown(r, seen[r])} where at most {shown(r, self.ceilings[r])} was asked" for r in missed]
+        return f"no network that could be made meets the limits; the nearest has {' and '.join(told)}; loosen them"
+
+    def _asked(self, aim: _Aim, raw: Raw) -> Allocation | None:
+        """What the tables give, by the way that can do all that others can where another cannot; None where nothing fits."""
         for way in dict.fromkeys((aim.way, LEAST_SUM)):
             try:
                 aim.way = way
                 return allocate(self.tables, self._wanted(aim), way=way, most=raw.net.widths, gone=raw.net.plan.blocks)
             except BudgetError:
-                if way == LEAST_SUM and not may_fail:
-                    raise
+                continue
         return None
 
     def _cost(self, raw: Raw, allocation: Allocation) -> Cost:

@@ -15,7 +15,7 @@ from penjing.run.candidates import Maker
 from penjing.run.job import Job
 from penjing.run.tell import Shipped, tell
 from penjing.search import Candidate, Mix, MixSettings, fastest_mix, marked, over
-from penjing.task import Score
+from penjing.task import NoScore, Score
 
 APART = 1.2  # times the time of a candidate from which on the next one leaves room for another between
 LOOKS = 3  # candidates that are confirmed, at most: each further look needs a clearer answer
@@ -27,18 +27,24 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
     Behind one that does not, a gentler one is made, if the next is much slower. Where none holds, the whole network with those
     layers back in float whose integers lose too much is the last to try.
     """
-    before = job.task.metric(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
+    before = job.score(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
     shown = list(tried)
     waiting = [c for c in tried if c.status == "holds"] or _whole(tried)
     for looks in range(1, LOOKS + 1):
         if not waiting:
             break
         candidate = waiting.pop(0)
-        shipped = _shipped(job, maker, baseline, candidate, before, looks)
+        try:
+            shipped = _shipped(job, maker, baseline, candidate, before, looks)
+        except NoScore:
+            shown[shown.index(candidate)] = replace(candidate, status="does not hold", note="the metric gives no number")
+            continue
         if candidate.status != "holds" and (shipped.mix is None or shipped.is_original):
             continue
         worth = shipped.is_worth(baseline, maker.chooser.ceilings, job.budget.max_drop)
-        shown[shown.index(candidate)] = replace(shipped.candidate, status="chosen" if worth else "does not hold")
+        status = "chosen" if worth else "does not hold"
+        note = shipped.candidate.note if worth else _why_not(shipped, job.budget.max_drop)
+        shown[shown.index(candidate)] = replace(shipped.candidate, status=status, note=note)
         if worth:
             return tell(job, maker, baseline, shown, shipped)
         if looks < LOOKS - 1 and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
@@ -54,6 +60,12 @@ def _between(job: Job, maker: Maker, baseline: Baseline, failed: Candidate, foll
     made = maker.make((failed.share * following[0].share) ** 0.5, None, trained=False)
     made = marked(made, baseline.score, maker.chooser.ceilings, job.budget)
     return made if made.status == "holds" else None
+
+
+def _why_not(shipped: Shipped, allowed: float | None) -> str:
+    if allowed is not None and shipped.found.drop > allowed:
+        return f"loses {shipped.found.drop:.4g} on the confirm split, {allowed:.4g} allowed"
+    return "slower than the original when it was timed again"
 
 
 def _whole(tried: Sequence[Candidate]) -> list[Candidate]:
@@ -79,7 +91,7 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
         module, precision, mix = maker.module(candidate, net), None, None
         artifact = export(module, job.example, _final(job, candidate), target=job.profile.name)
     with job.stage("confirm") as told:
-        after = job.task.metric(artifact.load(job.threads, precision), job.task.confirm)
+        after = job.score(artifact.load(job.threads, precision), job.task.confirm)
         found = paired(before, after, looks=looks)
         told["gave"] = f"a drop of {found.drop:.4g}"
     judgement = judged(found, job.budget.max_drop) if job.budget.max_drop is not None else Judgement("holds", None)
@@ -103,7 +115,7 @@ def _mixed(job: Job, baseline: Baseline, net: nn.Module, candidate: Candidate) -
         net,
         job.example,
         _final(job, candidate),
-        evaluate=lambda run: job.task.metric(run, job.task.search).value,
+        evaluate=job.searched,
         least=least,
         floats=candidate.floats,
         settings=MixSettings(threads=job.threads, batch=job.settings.batch, seconds=job.settings.seconds),
@@ -120,14 +132,17 @@ def _original(job: Job, maker: Maker, baseline: Baseline, before: Score) -> Ship
     """The original in its runtime's default precision, or in fp32 where that loses too much."""
     artifact = baseline.artifact
     precision = None
-    after = job.task.metric(artifact.load(job.threads), job.task.confirm)
+    after = job.score(artifact.load(job.threads), job.task.confirm)
     allowed = job.budget.max_drop
     if allowed is not None and paired(before, after).drop > allowed:
         precision, after = "f32", before
-    candidate = replace(baseline.default, status="chosen", note="nothing that was tried holds")
-    net = maker.net(candidate)
+    candidate = replace(baseline.default, status="chosen", note="nothing that was tried is better")
+    net, found = maker.net(candidate), paired(before, after)
     latency = job.timer({"it": (artifact, precision)})["it"].value
+    within = not over(baseline.cost if precision else baseline.default.cost, maker.chooser.ceilings)
     judgement = Judgement("does not hold", None)
-    return Shipped(
-        candidate, net, job.model, artifact, precision, paired(before, after), judgement, before, after, latency, None
-    )
+    if within and precision is None and allowed is not None:
+        judgement = judged(found, allowed)
+    elif within:  # in fp32 it is what it is compared with
+        judgement = Judgement("holds", None)
+    return Shipped(candidate, net, job.model, artifact, precision, found, judgement, before, after, latency, None)

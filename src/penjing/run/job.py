@@ -1,22 +1,25 @@
 """What all stages of one run need: network, task, limits, and the folder in which every stage leaves what it made."""
 
-import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from penjing import ranks
-from penjing.errors import RecipeError
-from penjing.files import is_part, read_json, remove_parts, write_json
-from penjing.graph import check_weights
+from penjing.errors import BudgetError, RecipeError
+from penjing.files import alone, digest_of, is_part, read_json, remove_parts, whole_file, write_json
+from penjing.graph import capture, check_weights
 from penjing.measure import cores, machine
 from penjing.progress import Progress
 from penjing.quant import target_named
@@ -24,7 +27,20 @@ from penjing.recipe import RECIPE, Recipe, dump_recipe
 from penjing.result import RESULT, package_version
 from penjing.search import Budget, Ledger, Timer
 from penjing.settings import Settings
-from penjing.task import Inputs, Task, as_tuple, check_metric, check_order, check_task, first_batch
+from penjing.task import (
+    Batches,
+    Inputs,
+    NoScore,
+    Run,
+    Score,
+    Task,
+    as_tuple,
+    check_metric,
+    check_order,
+    check_task,
+    first_batch,
+    scored,
+)
 
 MARK = "run.json"  # says that a folder is ours, and of which model and settings
 LOCK = "lock.json"  # what the run was made with: versions, machine, seed
@@ -56,16 +72,17 @@ class Job:
         self.profile, self.progress = target_named(target), progress
         self.threads = settings.threads or cores()
         check_weights(model)
-        searched = check_task(task, model)
+        searched = check_task(task, model, labels=settings.labels > 0)
         check_order(task)
         check_metric(task, model)
         self.example = tuple(x[:1] for x in searched)
         timed = repeated(self.example, settings.batch)
-        self.identity = _identity(model, searched, settings, self.profile.name)
+        computed = _computed(model, self.example)
+        self.identity = _identity(model, computed, task, searched, settings, self.profile.name)
         self.mark = {
             "identity": self.identity,
-            "model": _digest(_tensors(model), type(model).__name__),
-            "data": _digest(_named(searched)),
+            "model": digest_of(_tensors(model), computed),
+            "data": digest_of(_named(searched)),
             "target": self.profile.name,
             "settings": asdict(settings),
         }
@@ -78,16 +95,31 @@ class Job:
         self._check_folder()
         self.log = Log(self.stages / "log.json")
 
-    def claim(self) -> None:
-        """Make the folder ours: from now on it is written to, and until this run ends there is no result in it."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Have the folder: it is written to, and until this run ends there is no result in it.
+
+        Raises:
+            RecipeError: Another process is at work in it.
+        """
         write_json(self.out / MARK, self.mark)
         write_json(
             self.out / LOCK, {"penjing": package_version(), **machine(), "threads": self.threads, "seed": self.settings.seed}
         )
         if self.recipe is not None:
             dump_recipe(self.recipe, self.out / RECIPE)
-        remove_parts(self.out)
-        (self.out / RESULT).unlink(missing_ok=True)
+        with alone(self.stages):
+            remove_parts(self.out)
+            result = self.out / RESULT
+            finished = result.read_bytes() if result.is_file() else None
+            result.unlink(missing_ok=True)
+            try:
+                yield
+            except BudgetError:  # nothing was made: what an earlier run under another budget has left is whole
+                if finished is not None:
+                    with whole_file(result) as part:
+                        part.write_bytes(finished)
+                raise
 
     def release(self) -> None:
         """Leave the folder as it was before this process, where that was empty or not there."""
@@ -98,11 +130,28 @@ class Job:
             with suppress(OSError):  # it was there, in use
                 self.out.rmdir()
 
-    @property
+    @cached_property
     def judges(self) -> str:
-        """What the confirm split is known by: a digest of its first batch and how many there are, as far as it says."""
-        inputs = as_tuple(first_batch(self.task.confirm, "confirm")[0])
-        return _digest(_named(inputs), str(len(self.task.confirm)) if isinstance(self.task.confirm, Sized) else "")
+        """What the confirm split is known by: a digest of all inputs and targets."""
+        found = ""
+        for batch in self.task.confirm:
+            found = digest_of(_leaves(batch), found)
+        return found
+
+    def score(self, run: Run, batches: Batches) -> Score:
+        """What the metric gives, checked.
+
+        Raises:
+            NoScore: It fails, or gives no finite number.
+        """
+        return scored(self.task.metric, run, batches)
+
+    def searched(self, run: Run) -> float:
+        """The score on the search split; lower than all others where the metric gives no finite number."""
+        try:
+            return self.score(run, self.task.search).value
+        except NoScore:
+            return -math.inf
 
     def kept(self, name: str) -> Any | None:
         """What an earlier process of this run has left under a name; None where there is nothing."""
@@ -162,13 +211,31 @@ def repeated(example: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
     return tuple(x.repeat(batch, *[1] * (x.ndim - 1)) for x in example)
 
 
-def _identity(model: nn.Module, searched: tuple[Tensor, ...], settings: Settings, target: str) -> str:
+def _identity(
+    model: nn.Module, computed: str, task: Task, searched: tuple[Tensor, ...], settings: Settings, target: str
+) -> str:
     """A digest of what decides what a stage makes; the budget only chooses among what they made.
 
     The first batch of the search split stands for the data: it is the one most often walked in the same order.
     """
-    told = json.dumps([asdict(settings), target, type(model).__name__], sort_keys=True, default=str)
-    return _digest({**_tensors(model), **_named(searched)}, told)
+    told = json.dumps([asdict(settings), target, type(model).__name__, computed], sort_keys=True, default=str)
+    return digest_of({**_tensors(model), **_named(searched), **_leaves(first_batch(task.search, "search")[1])}, told)
+
+
+def _computed(model: nn.Module, example: tuple[Tensor, ...]) -> str:
+    """What a network computes, which its weights alone do not say: its operations, and the constants among them."""
+    graph = capture(model, example)
+    constants = {name: attrgetter(name)(graph.module) for name in sorted(graph.constants)}
+    return digest_of({n: t for n, t in constants.items() if isinstance(t, Tensor)}, graph.module.code)
+
+
+def _leaves(tree: Any) -> dict[str, Tensor]:
+    """The leaves of any tree, numbered; of those that are no tensors, what is printed."""
+    return {str(i): x if isinstance(x, Tensor) else _printed(x) for i, x in enumerate(tree_leaves(tree))}
+
+
+def _printed(value: object) -> Tensor:
+    return torch.tensor(list(repr(value).encode()), dtype=torch.uint8)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -177,13 +244,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _named(searched: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return {f"input {i}": x for i, x in enumerate(searched)}
-
-
-def _digest(tensors: Mapping[str, Tensor], told: str = "") -> str:
-    sha = hashlib.sha256(told.encode())
-    for name, value in tensors.items():
-        sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _differing(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

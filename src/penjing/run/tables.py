@@ -15,7 +15,7 @@ from penjing.prune import Block
 from penjing.quant import quantize, sensitivity
 from penjing.run.crew import Crew
 from penjing.run.job import Job
-from penjing.search import Damage, Prices, PriceSettings, Tables, dropping, in_power, measure_prices, narrowing
+from penjing.search import Damage, Prices, PriceSettings, Tables, dropping, few, in_power, measure_prices, narrowing
 from penjing.search.allocate import BESIDE, BYTES
 from penjing.task import as_tuple
 
@@ -126,5 +126,4 @@ def _noise(crew: Crew) -> tuple[fx.GraphModule, dict[str, float]]:
 
 
 def _few(job: Job) -> list[tuple[torch.Tensor, ...]]:
-    first = as_tuple(job.calibration[0])
-    return [tuple(x[:LISTENED] for x in first)]
+    return few([as_tuple(inputs) for inputs in job.calibration], LISTENED)

@@ -20,7 +20,7 @@ from penjing.run.candidates import Maker
 from penjing.run.choose import Net
 from penjing.run.job import Job, repeated
 from penjing.run.pictures import forgotten
-from penjing.search import Candidate, Mix, over
+from penjing.search import Candidate, Mix, in_integers, over
 from penjing.search.mix import FLOAT
 from penjing.task import Score, as_a_file, as_tuple
 
@@ -118,7 +118,8 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
         for a, p in ((original, "f32"), (artifact, shipped.precision))
     ]
     precisions = {k.layer.partition("/")[0]: k.precision for k in kernels[job.profile.runtime] if k.weighted}
-    rows_of_layers = told.layer_rows(layers(old), layers(new), precisions, [p.layers for p in profiles])
+    times = [{} if shipped.is_original else p.layers for p in profiles]  # of one network twice they would tell of noise
+    rows_of_layers = told.layer_rows(layers(old), layers(new), precisions, times)
     size = job.settings.batch
     small = shipped.module if isinstance(shipped.module, fx.GraphModule) else new
     return {
@@ -163,7 +164,7 @@ def _control(job: Job, maker: Maker, shipped: Shipped) -> dict[str, Any] | None:
         return None
     with job.stage("train the original on, for comparison") as said:
         net = maker.trainer.control(shipped.candidate)
-        score = job.task.metric(as_a_file(net), job.task.confirm).value
+        score = job.score(as_a_file(net), job.task.confirm).value
         said["gave"] = f"{score:.4g} on the confirm split"
     drop = shipped.before.value - score
     name = f"the original, trained on for the same {steps:,} steps"
@@ -207,5 +208,6 @@ def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shippe
     seconds: dict[str, float] = {}
     for row in job.log.rows("training"):
         seconds[row["run"]] = seconds.get(row["run"], 0.0) + row["seconds"]
-    minutes = {c.key: seconds[c.name] / 60 for c in shown if c.name in seconds}
+    spent = {c.key: seconds.get(c.name, 0.0) + seconds.get(in_integers(c.name), 0.0) for c in shown}
+    minutes = {key: s / 60 for key, s in spent.items() if s}
     return told.candidate_rows(first, shown, baseline.score, minutes)

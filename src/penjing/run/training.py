@@ -141,7 +141,8 @@ class Trainer:
 
 def _loss(job: Job) -> TeacherLoss:
     s = job.settings
-    return weighted((1 - s.labels, imitate(s.temperature)), (s.labels, with_labels(job.task.loss)))
+    terms = ((1 - s.labels, imitate(s.temperature)), (s.labels, with_labels(job.task.loss)))
+    return weighted(*(term for term in terms if term[0]))  # what has no weight needs no labels
 
 
 def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:

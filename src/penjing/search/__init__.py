@@ -8,6 +8,7 @@ from penjing.search.allocate import uniform as uniform
 from penjing.search.budget import Budget as Budget
 from penjing.search.budget import Limit as Limit
 from penjing.search.damage import Damage as Damage
+from penjing.search.damage import few as few
 from penjing.search.damage import in_power as in_power
 from penjing.search.damage import narrowing as narrowing
 from penjing.search.drops import dropping as dropping
@@ -17,6 +18,7 @@ from penjing.search.knapsack import Allocation as Allocation
 from penjing.search.ladder import Candidate as Candidate
 from penjing.search.ladder import Cost as Cost
 from penjing.search.ladder import best as best
+from penjing.search.ladder import in_integers as in_integers
 from penjing.search.ladder import marked as marked
 from penjing.search.ladder import over as over
 from penjing.search.ladder import shown as shown

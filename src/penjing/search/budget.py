@@ -52,6 +52,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         limits = self.limits()
+        if not isinstance(self.max_drop, int | float | None):
+            raise RecipeError(
+                f"max_drop is {self.max_drop!r}; give a number of the metric's units, 0.01 for one point of a share"
+            )
         if self.goal not in (None, "speed", "accuracy"):
             raise RecipeError(f"goal is {self.goal!r}; give 'speed' or 'accuracy', or leave it out")
         if self.goal == "speed" and self.max_drop is None:

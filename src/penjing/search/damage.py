@@ -5,7 +5,7 @@ the refit did not see. Errors tell how far the output is from what it was (``qua
 and layers can be added up: a budget is then a knapsack (SPDY, Frantar and Alistarh 2022, arXiv:2203.02461).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +107,7 @@ def _split(whole: Batch, size: int) -> list[Batch]:
     return list(zip(*(x.split(size) for x in whole), strict=True))
 
 
-def few(batches: Sequence[Batch], most: int) -> list[Batch]:
+def few(batches: Iterable[Batch], most: int) -> list[Batch]:
     """The first batches, of that many samples at most, or of ``LEAST``."""
     left, found = max(LEAST, most), []
     for batch in batches:

@@ -7,7 +7,7 @@ from typing import Any
 from penjing.search.budget import Budget
 
 SAME = 1.1  # times that differ by less are not told apart on a busy machine: of those the smallest file is taken
-SLACK = 0.02  # share by which a measured cost may be above its limit: clocks are no better
+SLACK = 0.02  # share by which a latency may be above its limit: clocks are no better
 UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e3), "macs": ("M multiply-accumulates", 1e6), "memory": ("kB of memory", 1e3)}
 
 
@@ -71,13 +71,20 @@ class Candidate:
         return cls(**{**value, "cost": Cost(**value["cost"]), **names})
 
 
+def in_integers(name: str) -> str:
+    """What a candidate's training in integers is called."""
+    return f"{name}, in integers"
+
+
 def marked(candidate: Candidate, reference: float, ceilings: Mapping[str, float], budget: Budget) -> Candidate:
     """The candidate with its status and why."""
     if missed := over(candidate.cost, ceilings):
         costs = asdict(candidate.cost)
         note = " and ".join(f"{shown(r, costs[r])}, {shown(r, ceilings[r])} allowed" for r in missed)
         return replace(candidate, status="over the limit", note=note)
-    if candidate.score is None or budget.max_drop is None:
+    if candidate.score is None:
+        return replace(candidate, status="too inaccurate", note="the metric gives no number")
+    if budget.max_drop is None:
         return replace(candidate, status="holds")
     drop = reference - candidate.score
     holds = drop <= budget.max_drop + 1e-12
@@ -88,7 +95,7 @@ def marked(candidate: Candidate, reference: float, ceilings: Mapping[str, float]
 def over(cost: Cost, ceilings: Mapping[str, float]) -> list[str]:
     """The limits that a cost does not keep."""
     costs = asdict(cost)
-    return [r for r, most in ceilings.items() if costs[r] > most * (1 + SLACK)]
+    return [r for r, most in ceilings.items() if costs[r] > most * (1 + (SLACK if r == "latency" else 1e-9))]
 
 
 def best(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:

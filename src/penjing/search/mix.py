@@ -13,6 +13,7 @@ from penjing.graph import as_inputs
 from penjing.measure import Measurement
 from penjing.progress import Progress, silent
 from penjing.quant import Placement, Quantizer, Target, joined, sensitivity, variants
+from penjing.search.damage import few
 from penjing.search.timer import Contender, Timer
 
 SAMPLES = 16  # that sensitivity is judged by
@@ -137,7 +138,7 @@ class _Search:
             folded = export(self.quantizer.reference, self.example, self._part("float"), target=self.target.name)
             plain = [self._tried("fp32", whole, "f32"), self._tried(FLOAT, folded, None)]
             self.modules[plain[1].name] = self.quantizer.reference
-            if plain[0].score < self.least:
+            if not plain[0].score >= self.least:  # NaN is no score
                 raise BudgetError(f"the network in fp32 scores {plain[0].score:.6g}, below {self.least:.6g}; ask for less")
             if self.settings.placements:
                 self.target = self._fastest_placement()
@@ -214,7 +215,7 @@ class _Search:
     def _integers(self) -> list[Tried]:
         """Integers everywhere, and where that is not good enough, the mixes on the way to few layers in float."""
         tried = [self._mixed(())]
-        if tried[0].score < self.least and self.target is not self.quantizer.target:  # another placement, other rounding
+        if not tried[0].score >= self.least and self.target is not self.quantizer.target:  # another placement, other rounding
             self.target, self.placement = self.quantizer.target, "default"
             tried = [self._mixed(())]
         if self.floats:
@@ -240,13 +241,7 @@ class _Search:
         return self._tried(name, artifact, None, floats)
 
     def _few(self) -> list[tuple[Tensor, ...]]:
-        found, samples = [], 0
-        for batch in self.quantizer.inputs():
-            found.append(tuple(x[: SAMPLES - samples] for x in batch))
-            samples += len(found[-1][0])
-            if samples >= SAMPLES:
-                break
-        return found
+        return few(self.quantizer.inputs(), SAMPLES)
 
     def _timings(self, tried: Sequence[Tried]) -> list[Tried]:
         times = self.timer({t.name: (t.artifact, t.precision) for t in tried})
