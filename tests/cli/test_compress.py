@@ -128,3 +128,12 @@ def test_recipe_prints_one_to_begin_with_and_the_schema(tmp_path: Path, capsys: 
     assert read_recipe(tmp_path / "recipe.yaml").settings == Settings()
     assert penjing("recipe", "--schema") == 0
     assert json.loads(capsys.readouterr().out) == recipe_schema()
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_unit_of_a_recipes_drop_is_checked_as_well(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"model": "asked_model:build", "data": "asked_model:task", "out": "there", "budget": {"max_drop": "0.3 dB"}}
+    (mine / "unit.yaml").write_text(json.dumps(keys))
+    assert penjing("compress", str(mine / "unit.yaml")) == 2
+    assert "a drop of 0.3 dB: the metric is a share, which has no dB" in capsys.readouterr().err
+    assert penjing("compress", str(mine / "unit.yaml"), "--set", "budget.max_drop=1 point") == 0

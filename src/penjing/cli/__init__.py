@@ -23,6 +23,8 @@ from penjing.errors import PenjingError
 from penjing.graph import reading_once
 from penjing.measure import cores
 
+INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
+
 
 def main() -> None:
     """Run the command line; a user's mistake is one clear line and exit code 2."""
@@ -34,6 +36,7 @@ def main() -> None:
     except PenjingError as e:
         errors.print(f"penjing: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("penjing: stopped; the same command goes on from here", markup=False)
-        sys.exit(130)
+    except SystemExit as e:
+        if e.code == INTERRUPTED:
+            errors.print("penjing: stopped; the same command goes on from here", markup=False)
+        raise

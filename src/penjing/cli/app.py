@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,17 +11,19 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from torch import Tensor, nn
 
 from penjing.errors import RecipeError, first_line
+from penjing.files import finite
 from penjing.progress import Advance
 from penjing.prune.store import load, plan_of
 from penjing.quant import TARGETS
 from penjing.recipe import load_model
-from penjing.result import is_share
+from penjing.result import is_share, package_version
 from penjing.search.budget import parse_drop
 from penjing.task import Score, Task, as_tuple, check_task
 
@@ -47,13 +49,35 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of parameter n
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(package_version(), highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def penjing() -> None:
+def penjing(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
     """Prune, distil and quantize a trained CNN under one budget; get back a proven file that runs fast."""
+
+
+_said = ""
+
+
+def _say_once(label: str) -> None:
+    """What is being done, for files that are read while it is done; a label that comes again at once is said once."""
+    global _said
+    if label != _said:
+        errors.print(label, markup=False, highlight=False)
+    _said = label
 
 
 @contextmanager
 def bars(label: str, total: int) -> Iterator[Advance]:
+    """Progress bars on a terminal, lines elsewhere."""
+    if not errors.is_terminal:
+        _say_once(label)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Bars(
         *columns, TextColumn("{task.fields[note]}"), console=errors, transient=True, disable=not errors.is_terminal
@@ -122,12 +146,12 @@ def check_unit(drop: str, task: Task, score: Score) -> None:
     share = is_share(task.metric, score)
     if share and unit.endswith("db"):
         raise RecipeError(
-            f"--max-drop {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
+            f"a drop of {drop}: the metric is a share, which has no dB; give points, e.g. 0.5 for half a point, or set "
             "metric.unit = 'dB' where it is in dB"
         )
     if not share and unit.endswith(("point", "points", "%")) and parse_drop(unit):
         raise RecipeError(
-            f"--max-drop {drop}: a number without a unit means points, hundredths of a share, and the metric is none: it gave "
+            f"a drop of {drop}: a number without a unit means points, hundredths of a share, and the metric is none: it gave "
             f"{score.value:.4g}; give '0.3 units' of it, or 0.3dB"
         )
 
@@ -145,21 +169,30 @@ def images_of(task: Task | None) -> list[Any] | None:
     return found
 
 
-def say_weights(profile: str) -> None:
-    """Say so where a profile's weights have fewer bits than anywhere else."""
-    if profile in TARGETS and (bits := TARGETS[profile].weight_bits) < BITS:
+def say_weights(profile: str, precisions: Iterable[str]) -> None:
+    """Say so where the weights of a file's layers have fewer bits than anywhere else.
+
+    Args:
+        precisions: That its layers run in.
+    """
+    if profile in TARGETS and "int8" in precisions and (bits := TARGETS[profile].weight_bits) < BITS:
         said = f"weights have {bits} bits: the processor has no VNNI, and pairs of products of {BITS} bits would overflow"
         console.print(said, style="dim", highlight=False)
 
 
+def say(text: str) -> None:
+    """Print a line as it is: names may hold what looks like markup, and paths are to be copied whole."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def table_of(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in rows[0] if rows else ():
         table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
     for row in rows:
-        table.add_row(*(str(v) for v in row.values()))
+        table.add_row(*(escape(str(v)) for v in row.values()))
     return table

@@ -13,7 +13,7 @@ from penjing.cli.report import tell
 from penjing.data import CLASSES, fashion_batches, fashion_sample
 from penjing.measure import top1
 from penjing.processor import processor
-from penjing.recipe import Recipe, load_task, look_in, option, read_recipe
+from penjing.recipe import Recipe, drop_in_words, load_task, look_in, option, read_recipe
 from penjing.run import compress
 from penjing.search import Budget
 from penjing.settings import Settings
@@ -137,16 +137,16 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     settings |= {"cut_sums": cut_sums, "exclude": exclude or None, "fresh": fresh}
     options = {"model": model, "data": data, "target": target, "out": out, "weights": weights}
     given = [_given(options | {"budget": limits, "settings": settings}), *(option(text) for text in further or ())]
-    _run(read_recipe(recipe, *given), max_drop, as_json)
+    _run(read_recipe(recipe, *given), drop_in_words(recipe, *given), as_json)
 
 
-def _run(asked: Recipe, max_drop: str | None, as_json: bool) -> None:
+def _run(asked: Recipe, drop: str | None, as_json: bool) -> None:
     for folder in (Path.cwd(), *([asked.modules] if asked.modules else [])):  # the last is looked in first
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
-    if max_drop is not None:
-        check_task(task, net)
-        check_unit(max_drop, task, check_metric(task, net))
+    if drop is not None:
+        check_task(task, net, labels=asked.settings.labels > 0)
+        check_unit(drop, task, check_metric(task, net))
     result = compress(
         net,
         task,

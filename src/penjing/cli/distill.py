@@ -1,5 +1,6 @@
 """A large network teaches a small one: `penjing distill`."""
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,9 @@ import typer
 from torch import nn
 
 from penjing import ranks
-from penjing.cli.app import Data, Json, Weights, app, bars, console, errors, images_of, network, print_json, table_of
+from penjing.cli.app import Data, Json, Weights, app, bars, console, errors, images_of, network, print_json, say, table_of
 from penjing.cli.launch import Devices, Nodes, together
-from penjing.distill import TeacherLoss, loss_named
+from penjing.distill import LOSSES, TeacherLoss, loss_named
 from penjing.distill.student import plan_student, student_of
 from penjing.errors import RecipeError
 from penjing.measure import parameters
@@ -103,13 +104,15 @@ def _loss(text: str) -> TeacherLoss:
     """``kl:temperature=2`` or ``hint:student=layer3,teacher=features.12`` as a loss."""
     name, _, rest = text.partition(":")
     settings: dict[str, float | str] = {}
+    takes = inspect.signature(LOSSES[name]).parameters if name in LOSSES else {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not (equals and key and value):
             raise RecipeError(f"--loss {text!r} is not understood at {part!r}; write e.g. kl:temperature=2")
+        module = key in takes and takes[key].annotation is str  # whose name may be a number
         try:
-            settings[key] = float(value)
-        except ValueError:  # the name of a module
+            settings[key] = value if module else float(value)
+        except ValueError:  # told where the loss is made
             settings[key] = value
     return loss_named(name, **settings)
 
@@ -130,4 +133,4 @@ def _tell(taught: Taught, out: Path, as_json: bool) -> None:
     console.print(table_of("scores on the task's confirm split", rows))
     sizes = [parameters(net) for net in (taught.teacher, taught.student)]
     console.print(f"{sizes[1]:,} parameters, {sizes[1] / sizes[0]:.3f} of the teacher's {sizes[0]:,}", highlight=False)
-    console.print(f"the student: {out / 'student.safetensors'}", highlight=False, soft_wrap=True)
+    say(f"the student: {out / 'student.safetensors'}")

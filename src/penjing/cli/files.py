@@ -18,6 +18,7 @@ from penjing.cli.app import (
     images_of,
     network,
     print_json,
+    say,
     say_weights,
     table_of,
 )
@@ -27,14 +28,14 @@ from penjing.files import digest
 from penjing.measure import compare, cores
 from penjing.quant import quantize, target_named
 from penjing.recipe import load_task
-from penjing.task import Task, as_tuple, check_metric, check_task, first_batch
+from penjing.task import Task, as_tuple, check_metric, check_task, first_batch, scored
 
 
 @app.command("measure")
 def measure_command(
     file: Annotated[Path, typer.Argument(help="An ONNX file with one input batch dimension.")],
     data: Data,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to time; give it again for more.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to time; give it again for more.", min=1)] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +54,7 @@ def measure_command(
     runs = {name: artifact.on(name).load(threads or cores()) for name in RUNTIMES}
     _check_fits(file, runs["onnxruntime"], task)
     for name, run in runs.items():
-        score = task.metric(run, task.confirm)
+        score = scored(task.metric, run, task.confirm)
         rows.append({"runtime": name, "what": "score", "value": f"{score.value:.4f}", "samples": score.samples})
     for size in batch or ([1, 32] if fixed is None else [fixed]):
         inputs = tuple(x[:1].repeat(size, *[1] * (x.ndim - 1)) for x in example)
@@ -94,6 +95,6 @@ def export_command(
     if int8:
         net = quantize(net, example, [x for x, _ in images_of(task) or ()], target=target)
     artifact = export(net, example, out, target=target)
-    console.print(f"{artifact.path}: {artifact.path.stat().st_size:,} bytes, for {target}")
+    say(f"{artifact.path}: {artifact.path.stat().st_size:,} bytes, for {target}")
     if int8:
-        say_weights(target_named(target).name)
+        say_weights(target_named(target).name, ["int8"])

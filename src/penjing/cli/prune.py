@@ -23,6 +23,7 @@ from penjing.cli.app import (
     images_of,
     network,
     print_json,
+    say,
 )
 from penjing.errors import RecipeError
 from penjing.graph import capture
@@ -56,7 +57,7 @@ def inspect_command(
     if as_json:
         print_json(found.to_json())
     else:
-        console.print(found.listing() if every else str(found), markup=False, highlight=False, soft_wrap=True)
+        say(found.listing() if every else str(found))
 
 
 @app.command("prune")
@@ -126,7 +127,7 @@ def _tell_pruned(
     if rewritten:
         console.print("Its forward has sizes written into it, and was replaced by the exported graph.", highlight=False)
     if out is not None:
-        console.print(f"the network: {out}", highlight=False, soft_wrap=True)
+        say(f"the network: {out}")
 
 
 def _tell_steps(net: nn.Module, small: nn.Module, example: tuple[Tensor, ...], asked: float, round_to: int) -> None:

@@ -22,6 +22,7 @@ from penjing.cli.app import (
     in_points,
     network,
     print_json,
+    say,
     say_weights,
     table_of,
 )
@@ -35,7 +36,7 @@ from penjing.recipe import load_task
 from penjing.result import amount, is_share
 from penjing.search import Mix, MixSettings, fastest_mix
 from penjing.search.budget import parse_drop
-from penjing.task import Score, Task, as_a_file, as_tuple, check_metric, check_task, first_batch
+from penjing.task import Score, Task, as_a_file, as_tuple, check_metric, check_task, first_batch, scored
 
 
 @app.command("quantize")
@@ -85,7 +86,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     images = [x for x, _ in images_of(task) or ()]
     quantizer = Quantizer(net, example, images, target=target_named(target), scheme=scheme, progress=bars)
     settings = MixSettings(threads=threads, batch=batch, placements=placements)
-    before = task.metric(as_a_file(net.eval()), task.search).value
+    before = scored(task.metric, as_a_file(net.eval()), task.search).value
     mix = fastest_mix(
         quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
         least=-math.inf if drop is None else before - drop, settings=settings, progress=bars,
@@ -108,8 +109,8 @@ def _given(file: Path | None, model: str | None, weights: Path | None) -> nn.Mod
 def _told(net: nn.Module, mix: Mix, task: Task, threads: int) -> dict[str, Any]:
     """What came out, as JSON values."""
     chosen, artifact = mix.chosen, mix.chosen.artifact
-    before = task.metric(as_a_file(net), task.confirm)
-    after = task.metric(artifact.load(threads, chosen.precision), task.confirm)
+    before = scored(task.metric, as_a_file(net), task.confirm)
+    after = scored(task.metric, artifact.load(threads, chosen.precision), task.confirm)
     kernels = artifact.kernels(chosen.precision)
     inputs, target = first_batch(task.confirm, "confirm")
     batch = as_tuple(inputs)
@@ -141,6 +142,12 @@ def _told(net: nn.Module, mix: Mix, task: Task, threads: int) -> dict[str, Any]:
     }
 
 
+def _how_loaded(told: dict[str, Any]) -> str:
+    """What to tell OpenVINO, which else takes its own precision for what is not in integers."""
+    f32 = told["profile"].startswith("openvino") and told["precision"] == "f32"
+    return '; load it with "INFERENCE_PRECISION_HINT": "f32"' if f32 else ""
+
+
 def _change(task: Task, before: Score, after: Score) -> str:
     """With its unit."""
     unit = {"percent": is_share(task.metric, before, after), "unit": getattr(task.metric, "unit", "")}
@@ -151,13 +158,16 @@ def _tell(told: dict[str, Any], mix: Mix) -> None:
     """Print it for people."""
     rows = [{k: "not timed: it scores too little" if v is None else v for k, v in row.items()} for row in told["tried"]]
     console.print(table_of("What was tried, on the search split", rows))
-    if told["in_float"]:
-        console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", told["in_float"]))
+    floats = told["in_float"]
+    if floats and len(floats) == told["layers"] and len({row["reason"] for row in floats}) == 1:
+        say(f"All {told['layers']} convolutions and linear layers are in float: {floats[0]['reason']}.")
+        say("The file is no smaller for it. `penjing export --int8` writes integers all the same.")
+    elif floats:
+        console.print(table_of(f"In float, of {told['layers']} convolutions and linear layers", floats))
     score = told["score"]
-    console.print(
+    say(
         f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({score['change']}), "
-        f"on {score['samples']} confirm samples; load it with precision: {told['precision']}",
-        highlight=False,
+        f"on {score['samples']} confirm samples{_how_loaded(told)}"
     )
-    say_weights(told["profile"])
-    console.print(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)", highlight=False, soft_wrap=True)
+    say_weights(told["profile"], ["int8"] if len(told["in_float"]) < told["layers"] else [])
+    say(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from penjing.cli.app import Json, app, console, print_json, say_weights
+from penjing.cli.app import Json, app, console, print_json, say, say_weights
 from penjing.report import write_report
 from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, amount, load_result
 
@@ -43,9 +43,10 @@ def tell(result: Result, as_json: bool) -> None:
     console.print(verdict["sentence"], style=f"bold {COLORS[verdict['status']]}", highlight=False)
     if verdict["advice"]:
         console.print(verdict["advice"], markup=False, highlight=False)
-    say_weights(d["machine"].get("profile", d["target"]))
+    precisions = [k["precision"] for k in d["kernels"][d["target"]] if k["weighted"]]
+    say_weights(d["machine"].get("profile", d["target"]), precisions)
     files = f"the network: {result.artifact.path}\nthe report:  {result.folder / REPORT}"
-    console.print(files, markup=False, highlight=False, soft_wrap=True)
+    say(files)
 
 
 def _scores(d: Any) -> list[Row]:

@@ -74,7 +74,7 @@ class Metric(NamedTuple):
         """A difference without its unit: ``0.35``, with a real minus sign."""
         if value is None or self.percent:
             return points(value)
-        digits = f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+        digits = f"{value + 0.0:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"  # the sum turns -0.0 into 0.0
         return digits.replace("-", MINUS)
 
     def changed(self, value: float) -> str:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from penjing.report.figure import Result
-from penjing.report.numbers import MINUS, SPACE, Metric, amount, times
+from penjing.report.numbers import MINUS, NOTHING, SPACE, Metric, amount, times
 
 VERDICTS = {  # class, sign, and what the browser's tab says
     "holds": ("good", "\u2713", "budget held"),
@@ -63,7 +63,8 @@ def tiles(result: Result, metric: Metric) -> list[Tile]:
     found.append(_accuracy_tile(result["accuracy"], metric))
     before, after = size["macs"]
     note = f"{amount(before)} multiply-adds an input, now {amount(after)}"
-    found.append(Tile(f"{100 * after / before:.0f}{SPACE}%", "of the MACs left", note))
+    if before:
+        found.append(Tile(f"{100 * after / before:.0f}{SPACE}%", "of the MACs left", note))
     return found
 
 
@@ -106,7 +107,9 @@ def rows(result: Result, metric: Metric) -> list[Row]:
 
 def _size(what: str, pair: list[float], unit: str, measured: str = "") -> Row:
     before, after = pair
-    change = f"{times(before / after)} less" if after <= before else f"{times(after / before)} as much"
+    change = NOTHING
+    if before and after:
+        change = f"{times(before / after)} less" if after <= before else f"{times(after / before)} as much"
     return Row(what, amount(before, unit), amount(after, unit), change, measured)
 
 

@@ -17,6 +17,7 @@ STATUSES = {  # color, symbol, size in px; in the order of the legend
     "not tried": ("--muted", "circle", 9),
     "original": ("--original", "square", 13),
 }
+TICKS = 8  # of the axis of latency, at most, about
 HOLLOW = ("float", "untrained")  # kinds that no training touched
 
 
@@ -163,6 +164,11 @@ def _budget(slowest: float | None, lowest: float | None, frame: Frame, metric: M
 
 def _log_ticks(left: float, right: float) -> list[float]:
     """Round numbers between two latencies: 1, 2, 5, 10 ... or finer when the ends lie close."""
-    steps = (1, 2, 5) if right / left > 12 else (1, 1.5, 2, 3, 4, 5, 7)
     exponents = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
-    return [round(s * 10.0**e, 12) for e in exponents for s in steps if left <= s * 10.0**e <= right]
+    finer = [[n / 10**d for n in range(10**d, 10 ** (d + 1))] for d in (1, 2, 3)]
+    found: list[float] = []
+    for steps in ([1, 2, 5] if right / left > 12 else [1, 1.5, 2, 3, 4, 5, 7], *finer):
+        found = [round(s * 10.0**e, 12) for e in exponents for s in steps if left <= s * 10.0**e <= right]
+        if len(found) > 1:
+            break
+    return found[:: -(-len(found) // TICKS) or 1]
