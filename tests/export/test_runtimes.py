@@ -169,3 +169,21 @@ def test_a_file_called_wrongly_says_so(tmp_path: Path) -> None:
         file.agreement(nn.Conv2d(3, 5, 1), x)
     with pytest.raises(ExportError, match="Wrong value fp16"):
         file.load(1, "fp16")(x)
+
+
+class Counting(nn.Module):
+    """A maximum of whole numbers beside a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(x), kinds.amax(1)
+
+
+def test_maxima_of_whole_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    net, given = Counting().eval(), (torch.randn(2, 3, 6, 6), torch.randint(0, 9, (2, 5)))
+    file = pj.export(pj.quantize(net, given, [given]), given, tmp_path / "net.onnx")
+    for runtime in BOTH:
+        assert torch.equal(file.on(runtime).load(1)(*given)[1], given[1].amax(1))

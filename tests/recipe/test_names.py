@@ -112,3 +112,16 @@ def test_an_onnx_file_is_a_network(tmp_path: Path) -> None:
         load_model(str(file), tmp_path / "weights.safetensors")
     with pytest.raises(PenjingError, match=r"nowhere\.onnx"):
         load_model(str(tmp_path / "nowhere.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("acme/nets.py:Mobile", r"did you mean acme\.nets:Mobile\?"),
+        ("nets.py:Mobile", r"did you mean nets:Mobile\?"),
+        ("whole.pt", r"a file that torch saved; .*torch\.load\('whole\.pt', weights_only=False\)"),
+    ],
+)
+def test_files_in_the_place_of_names_are_told_how_to_be_named(where: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_model(where)

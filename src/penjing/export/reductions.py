@@ -39,11 +39,14 @@ def extremes_apart(proto: Any) -> None:
     products and ReLUs as well, but not with a maximum of two values.
     """
     import numpy as np
-    from onnx import helper, numpy_helper
+    from onnx import TensorProto, helper, numpy_helper
 
     if not any(n.op_type == "QuantizeLinear" for n in proto.graph.node):
         return
-    for node in [n for n in proto.graph.node if n.op_type in EXTREMES]:
+    floats = {
+        v.name for v in (*proto.graph.value_info, *proto.graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    for node in [n for n in proto.graph.node if n.op_type in EXTREMES and n.output[0] in floats]:
         (given,) = node.output
         least, found = f"{given}.least", f"{given}.found"
         proto.graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), least))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from penjing.errors import ModelError, PenjingError, RecipeError, nearest
-from penjing.files import read_tensors
+from penjing.files import TORCHS, read_tensors
 from penjing.graph import load_onnx
 from penjing.task import Task
 
@@ -26,8 +26,16 @@ def found(where: str, what: str) -> Any:
         RecipeError: It leads nowhere.
     """
     module_name, colon, name = where.partition(":")
+    if Path(where).suffix in TORCHS:
+        raise RecipeError(
+            f"{what} {where!r} is a file that torch saved; give a function that loads it, package.module:name, as "
+            f"def build(): return torch.load({where!r}, weights_only=False)"
+        )
     if not (colon and module_name and name):
         raise RecipeError(f"{what} {where!r} is not of the form package.module:name")
+    if "/" in module_name or module_name.endswith(".py"):
+        dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
+        raise RecipeError(f"{what} {where!r} is not of the form package.module:name; did you mean {dotted}:{name}?")
     look_in(Path.cwd())
     try:
         module = importlib.import_module(module_name)
