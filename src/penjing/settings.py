@@ -39,6 +39,11 @@ class Settings:
     fresh: bool = False  # measure again instead of taking what was measured on this machine before
     seed: int = 0  # of all chance
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether anything is trained with the labels of the training split."""
+        return self.labels > 0 and self.epochs != 0 and self.minutes != 0
+
     def __post_init__(self) -> None:
         for name in ("epochs", "minutes"):
             value = getattr(self, name)

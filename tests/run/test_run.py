@@ -494,3 +494,12 @@ def test_a_candidate_that_the_metric_gives_no_number_for_is_left(tmp_path: Path)
     )
     assert result.data["unchanged"]
     assert "the metric gives no number" in [c["note"] for c in result.data["candidates"]]
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"epochs": 1, "labels": 0.0}])
+def test_without_training_or_with_the_original_alone_no_labels_are_needed(settings: dict[str, Any], tmp_path: Path) -> None:
+    own = task(train=[(x, None) for x, _ in batches(0)])
+    result = pj.compress(
+        network(), own, budget=Budget(max_drop=None, macs=0.5), out=tmp_path, settings=replace(QUICK, **settings)
+    )
+    assert bool(result.data["training"]) == bool(settings["epochs"])

@@ -145,7 +145,7 @@ def _run(asked: Recipe, drop: str | None, as_json: bool) -> None:
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
     if drop is not None:
-        check_task(task, net, labels=asked.settings.labels > 0)
+        check_task(task, net, labels=asked.settings.needs_labels)
         check_unit(drop, task, check_metric(task, net))
     result = compress(
         net,

@@ -72,7 +72,7 @@ class Job:
         self.profile, self.progress = target_named(target), progress
         self.threads = settings.threads or cores()
         check_weights(model)
-        searched = check_task(task, model, labels=settings.labels > 0)
+        searched = check_task(task, model, labels=settings.needs_labels)
         check_order(task)
         check_metric(task, model)
         self.example = tuple(x[:1] for x in searched)
