@@ -187,3 +187,98 @@ def test_maxima_of_whole_numbers_stay_as_they_are(tmp_path: Path) -> None:
     file = pj.export(pj.quantize(net, given, [given]), given, tmp_path / "net.onnx")
     for runtime in BOTH:
         assert torch.equal(file.on(runtime).load(1)(*given)[1], given[1].amax(1))
+
+
+@pytest.mark.parametrize("target", BOTH)
+def test_values_that_are_put_together_and_padded(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Between(lambda y: F.pad(torch.cat([y, y.roll(1, 2)], 1), (1, 1, 1, 1)), nn.Conv2d(16, 6, 3))
+    assert differs(net, target, tmp_path) < 0.01
+
+
+@pytest.mark.parametrize(
+    "end", [lambda y: (y > 0).flatten(1).any(1, keepdim=True), lambda y: y.flatten(1).double().amax(1)[:, None]]
+)
+def test_maxima_of_other_types_stay_as_they_are(end: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    class Ended(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            found: Tensor = self.head(y.mean((2, 3))) * end(y.flatten(1)).float()
+            return found
+
+    net, x = Ended().eval(), torch.randn(4, 3, 6, 6)
+    int8 = pj.quantize(net, x, [x])
+    file = pj.export(int8, x, tmp_path / "net.onnx")
+    for runtime in BOTH:
+        assert (file.on(runtime).load(1, "f32")(x) - int8(x)).norm() < 0.01 * int8(x).norm()
+
+
+def _joined(y: Tensor) -> Tensor:
+    return torch.cat([y, y.flip(2)], 1)
+
+
+OTHERS: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
+    "channels selected": (lambda y: y.index_select(1, torch.tensor([1, 2, 0, 3, 5, 6, 7, 4])), nn.Conv2d(8, 4, 3)),
+    "a slice of joined values": (lambda y: _joined(y)[:, :8], nn.Conv2d(8, 4, 1)),
+    "every second channel": (lambda y: _joined(y)[:, ::2], nn.Conv2d(8, 4, 1)),
+    "joined and shuffled": (lambda y: F.pixel_shuffle(_joined(y), 2), nn.Conv2d(4, 4, 1)),
+    "padded with nothing": (lambda y: F.max_pool2d(F.pad(y, (0, 1, 0, 1), value=-torch.inf), 3, 2), nn.Conv2d(8, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("target", BOTH)
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_else_moves_values(name: str, target: str, tmp_path: Path) -> None:
+    """OpenVINO turned selections around, broke down over two grids in a row, and refused shuffles of joined values."""
+    torch.manual_seed(0)
+    assert differs(Between(*OTHERS[name]), target, tmp_path, integers=False) < 0.01
+
+
+class In3d(nn.Module):
+    """Grouped convolutions of three dimensions, one beside a dense one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q = nn.Conv3d(3, 6, 3, padding=1, groups=3), nn.Conv3d(6, 6, 3, groups=6)
+        self.r = nn.Conv3d(3, 1, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q(self.p(x)), self.r(x)
+
+
+@pytest.mark.parametrize("target", BOTH)
+def test_grouped_convolutions_of_three_dimensions(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6, 6)
+    int8 = pj.quantize(In3d().eval(), x, [x], target=target)
+    found = pj.export(int8, x, tmp_path / "net.onnx", target=target).load(1, "f32")(x)
+    for a, b in zip(found, int8(x), strict=True):
+        assert (a - b).norm() < 0.01 * b.norm()
+
+
+def test_antialiased_shrinking_is_refused_for_openvino(tmp_path: Path) -> None:
+    net = Between(lambda y: F.interpolate(y, size=(4, 4), mode="bilinear", antialias=True), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 9, 9)
+    with pytest.raises(ExportError, match="OpenVINO makes maps smaller with antialiasing otherwise"):
+        pj.export(net, x, tmp_path / "net.onnx", target="openvino")
+    torch.testing.assert_close(pj.export(net, x, tmp_path / "net.onnx").load(1)(x), net(x).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_attention_over_other_values_is_quantized(tmp_path: Path) -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(12, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.inner(x, x[:, :3], x[:, :3])[0]
+            return found
+
+    x = torch.randn(4, 6, 12)
+    int8 = pj.quantize(Crossed().eval(), x, [x])
+    found = pj.export(int8, x, tmp_path / "net.onnx").load(1)(x)
+    assert (found - int8(x)).norm() < 0.01 * int8(x).norm()

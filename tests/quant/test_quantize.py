@@ -116,7 +116,7 @@ def test_schemes_are_checked_at_the_door(wrong: dict[str, Any], said: str) -> No
 
 def test_a_pattern_that_excludes_nothing_is_refused() -> None:
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 6, 6)
-    with pytest.raises(RecipeError, match=r"exclude has 'conv7\.\*', and no parameter is called so"):
+    with pytest.raises(RecipeError, match=r"exclude has 'conv7\.\*', and no layer's weight is called so"):
         quantize(net, x, [x], scheme=Scheme(exclude=("conv7.*",)))
 
 
@@ -139,3 +139,26 @@ def test_what_is_quantized_is_not_quantized_again() -> None:
     x = torch.randn(2, 3, 6, 6)
     with pytest.raises(ModelError, match="quantized already"):
         quantize(quantize(nn.Conv2d(3, 4, 3), x, [x]), x, [x])
+
+
+def test_weights_that_are_computed_are_excluded_by_any_of_their_names() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 3, 6, 6)
+    for pattern in ("0.weight", "0.parametrizations.*"):
+        assert list(quantize(net, x, [x], scheme=Scheme(exclude=(pattern,))).meta["reasons"].values()) == ["it was excluded"]
+
+
+def test_weights_of_long_computations_are_settled_at_once() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            w = self.w
+            for _ in range(40):
+                w = w + 0.01 * w.tanh()
+            return torch.nn.functional.conv2d(x, w)
+
+    x = torch.randn(2, 3, 6, 6)
+    assert quantize(Deep(), x, [x]).meta["reasons"] == {}

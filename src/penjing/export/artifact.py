@@ -142,7 +142,7 @@ class Artifact:
 
     def _reason(self, kernel: Kernel, integers: frozenset[str]) -> str:
         """Why a layer runs in float: it was written so, or the runtime has its own ways."""
-        names = {name.partition("/")[0] for name in (kernel.layer, *kernel.fused)}
+        names = {kernel.layer, *(name.partition("/")[0] for name in (kernel.layer, *kernel.fused))}
         written = [why for layer, why in self.reasons.items() if layer in names]
         if written:
             return written[0]

@@ -21,11 +21,12 @@ from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
-from penjing.export.reductions import biases_in_one_dimension, extremes_apart
+from penjing.export.reductions import apart, biases_in_one_dimension
 from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
 from penjing.quant import target_named
+from penjing.quant.editable import set_tensor
 from penjing.quant.learned import settle
 from penjing.quant.norms import norms_over_channels
 
@@ -51,6 +52,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     inputs = free_batch(given) if dynamic else given
     dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
     destination = Path(path)
+    if runtime == "openvino":
+        _check_resizing(module)
     copied = copy.deepcopy(module).eval()
     lower(copied)
     spell_out(copied)
@@ -60,8 +63,9 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     if runtime == "onnxruntime":
         means_to_pools(proto)
     _store_integers(proto)
+    _once(proto)
     biases_in_one_dimension(proto)
-    extremes_apart(proto)
+    apart(proto, runtime)
     _integer_biases(proto)
     pads_into_convolutions(proto)
     reasons = name_layers(proto, module)
@@ -86,12 +90,26 @@ def _converted(module: fx.GraphModule, inputs: tuple[Tensor, ...], dims: Any) ->
     return program.model_proto
 
 
+def _check_resizing(module: fx.GraphModule) -> None:
+    """Refuse what OpenVINO computes otherwise.
+
+    Raises:
+        ExportError: A map is made smaller with antialiasing.
+    """
+    for node in module.graph.nodes:
+        if "_aa" in str(node.target) and node.meta["val"].numel() < node.args[0].meta["val"].numel():
+            raise ExportError(
+                f"OpenVINO makes maps smaller with antialiasing otherwise than torch ({node.name}); resize without "
+                "antialias=True, or before the network"
+            )
+
+
 def _rename_made_up(module: fx.GraphModule) -> None:
     """Give other names to weights that are called what the exporter calls values of its own; in files that it made some are."""
     for node in module.graph.nodes:
         if node.op == "get_attr" and re.fullmatch(r"val_\d+", str(node.target)):
-            old, node.target = str(node.target), f"weight_of_{node.target}"
-            setattr(module, node.target, getattr(module, old))
+            held, node.target = getattr(module, str(node.target)), f"weight_of_{node.target}"
+            set_tensor(module, node.target, held)
     module.recompile()
 
 
@@ -191,6 +209,26 @@ def _store_integers(proto: Any) -> None:
         proto.graph.node.remove(node)
         _store(proto, node.output[0], stored)
     _drop_unread(proto)
+
+
+def _once(proto: Any) -> None:
+    """Leave out a grid right behind the same one, as behind a slice that takes all: OpenVINO breaks down over two."""
+    from onnx import numpy_helper
+
+    held = {t.name: numpy_helper.to_array(t).tobytes() for t in proto.graph.initializer}
+    made = {o: n for n in proto.graph.node for o in n.output}
+    for node in [n for n in proto.graph.node if n.op_type == "DequantizeLinear"]:
+        quantize = made.get(node.input[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        before = made.get(quantize.input[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        if [held.get(i, i) for i in before.input[1:]] == [held.get(i, i) for i in quantize.input[1:]]:
+            node.input[0] = before.input[0]
+    read = {i for n in proto.graph.node for i in n.input} | {o.name for o in proto.graph.output}
+    for node in [n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.output[0] not in read]:
+        proto.graph.node.remove(node)
 
 
 def _drop_unread(proto: Any) -> None:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -95,14 +95,22 @@ def named(path: Path, kernels: Sequence[Running]) -> tuple[Running, ...]:
     nodes = onnx.load(path, load_external_data=False).graph.node
     made = {n.name: n for n in nodes} | {o: n for n in nodes for o in n.output}
     layers = {n.name for n in nodes if n.op_type in LAYERS}
-    plain = [k.layer.removeprefix(FUSED).partition("/")[0] for k in kernels]
-    free = layers - set(plain)
+    own = [_layer(k.layer, layers) or _layer(k.layer.removeprefix(FUSED), layers) for k in kernels]
+    free = layers - set(own)
     found = []
-    for k, name in zip(kernels, plain, strict=True):
-        layer = (name if name in layers else _source(name, made, free)) if k.weighted else None
+    for k, layer in zip(kernels, own, strict=True):
+        if not k.weighted:
+            layer = None
+        elif layer is None:
+            layer = _source(k.layer.removeprefix(FUSED).partition("/")[0], made, free)
         free.discard(layer or "")
         found.append(replace(k, layer=layer or k.layer))  # type: ignore[type-var]
     return tuple(found)
+
+
+def _layer(name: str, layers: Set[str]) -> str | None:
+    """The layer that a name is that of, with something of the runtime's behind a slash."""
+    return max((layer for layer in layers if name == layer or name.startswith(f"{layer}/")), key=len, default=None)
 
 
 def _source(value: str, made: dict[str, Any], free: set[str]) -> str | None:

@@ -32,24 +32,54 @@ def biases_in_one_dimension(proto: Any) -> None:
         node.input.append(name)
 
 
-def extremes_apart(proto: Any) -> None:
-    """Put something that changes nothing behind every maximum and minimum over positions or channels, in place.
+def apart(proto: Any, runtime: str) -> None:
+    """Put something that changes nothing where OpenVINO (2026.4, CPU) goes wrong with grids, in place.
 
-    OpenVINO (2026.4, CPU) runs a grid that comes behind one inside it, and gives wrong values. It does so with additions,
-    products and ReLUs as well, but not with a maximum of two values.
+    Behind every maximum and minimum over positions or channels: it runs a grid that follows inside of these, and gives wrong
+    values. Before every shuffle of channels into positions that reads integers: it cannot move the zero point of joined values
+    through. In files for it, before grouped convolutions of three dimensions that read values with a zero point, which it gets
+    wrong; they run in float then. Additions, products and ReLUs it fuses as well, but not a maximum of two values.
     """
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto
 
     if not any(n.op_type == "QuantizeLinear" for n in proto.graph.node):
         return
-    floats = {
-        v.name for v in (*proto.graph.value_info, *proto.graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
-    for node in [n for n in proto.graph.node if n.op_type in EXTREMES and n.output[0] in floats]:
-        (given,) = node.output
-        least, found = f"{given}.least", f"{given}.found"
-        proto.graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), least))
-        node.output[0] = found
-        apart = helper.make_node("Max", [found, least], [given], name=f"{node.name}.apart")
-        proto.graph.node.insert(list(proto.graph.node).index(node) + 1, apart)
+    values = (*proto.graph.value_info, *proto.graph.output)
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    decoded = {n.output[0]: n for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    shifted = _shifted(proto)
+    for node in list(proto.graph.node):
+        if node.op_type in EXTREMES and node.output[0] in floats:
+            given = node.output[0]
+            node.output[0] = f"{given}.found"
+            _insert(proto, node, node.output[0], given, behind=True)
+        elif node.input and (decoding := decoded.get(node.input[0])) is not None:
+            wrong = runtime == "openvino" and _is_grouped_in_3d(node) and decoding.input[2] in shifted
+            if node.op_type == "DepthToSpace" or wrong:
+                given = node.input[0]
+                node.input[0] = f"{node.output[0]}.apart"
+                _insert(proto, node, given, node.input[0], behind=False)
+
+
+def _shifted(proto: Any) -> set[str]:
+    """The zero points that are not 0."""
+    from onnx import numpy_helper
+
+    scalars = [t for t in proto.graph.initializer if not t.dims]
+    return {t.name for t in scalars if numpy_helper.to_array(t).any()}
+
+
+def _is_grouped_in_3d(node: Any) -> bool:
+    given = {a.name: a for a in node.attribute} if node.op_type == "Conv" else {}
+    return "group" in given and given["group"].i > 1 and "kernel_shape" in given and len(given["kernel_shape"].ints) == 3
+
+
+def _insert(proto: Any, beside: Any, source: str, made: str, *, behind: bool) -> None:
+    """The maximum of a value and of what is below all."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    least = f"{made}.least"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), least))
+    node = helper.make_node("Max", [source, least], [made], name=f"{made}.apart")
+    proto.graph.node.insert(list(proto.graph.node).index(beside) + behind, node)

@@ -11,6 +11,7 @@ from torch import fx
 from torch import ops as torch_ops
 
 from penjing.export.windows import WINDOWS, means_of_windows
+from penjing.quant.editable import argument
 
 aten = torch_ops.aten
 
@@ -68,9 +69,18 @@ def _circular(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return x
 
 
+def _selected(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The same elements by an index of all dims: OpenVINO (2026.4) moves a selection into weights, turned around."""
+    x, dim, index = node.args[:3]
+    if not isinstance(x, fx.Node) or "val" not in x.meta or not isinstance(dim, int):
+        return None
+    before = [None] * (dim % x.meta["val"].ndim)
+    return graph.call_function(aten.index.Tensor, (x, [*before, index]))
+
+
 def _leaky(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A randomized ReLU outside training: its slope is the middle one."""
-    x, low, high = (*node.args, *(1 / 8, 1 / 3)[len(node.args) - 1 :])[:3]
+    x, low, high = node.args[0], argument(node, 1, 1 / 8), argument(node, 2, 1 / 3)
     return graph.call_function(aten.leaky_relu.default, (x, (low + high) / 2))  # type: ignore[operator]
 
 
@@ -82,4 +92,5 @@ SPELLED: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **dict.fromkeys(WINDOWS.values(), means_of_windows),
     aten.pad.default: _circular,
     aten.rrelu.default: _leaky,
+    aten.index_select.default: _selected,
 }

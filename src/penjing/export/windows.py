@@ -55,23 +55,25 @@ def means_of_windows(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     pool = _Pool.of(node)
     inside = pool.needs is not None and all(n <= p for n, p in zip(pool.needs, pool.around, strict=True))
     cut = pool.ceil and not inside
-    if pool.divisor is not None and (pool.needs is not None or not cut):
-        whole = _padded(graph, pool, pool.needs if cut else pool.around)
+    if cut and pool.needs is None and (pool.divisor is not None or any(pool.around)):
+        return None  # nobody knows where the last window ends
+    needs = pool.around if pool.needs is None else pool.needs
+    if pool.divisor is not None:
+        whole = _padded(graph, pool, needs if cut else pool.around)
         mean = graph.call_function(pool.target, (whole, pool.kernel, pool.step))
         return graph.call_function(aten.mul.Tensor, (mean, math.prod(pool.kernel) / pool.divisor))
     if not cut:
         given = (pool.source, pool.kernel, pool.step, pool.around, False, pool.zeros)
         return graph.call_function(pool.target, given) if pool.ceil else None
-    if pool.divisor is not None or (any(pool.around) and (pool.needs is None or not pool.zeros)):
+    if any(pool.around) and not pool.zeros:
         return None
-    ends = [max(0, min(n, p)) for n, p in zip(pool.needs, pool.around, strict=True)] if pool.needs else pool.around
-    source = _padded(graph, pool, ends)
-    return graph.call_function(pool.target, (source, pool.kernel, pool.step, [0] * len(ends), True, False))
+    source = _padded(graph, pool, [min(n, p) for n, p in zip(needs, pool.around, strict=True)])
+    return graph.call_function(pool.target, (source, pool.kernel, pool.step, [0] * len(needs), True, False))
 
 
-def _padded(graph: fx.Graph, pool: _Pool, behind: list[int] | None) -> fx.Node:
+def _padded(graph: fx.Graph, pool: _Pool, behind: list[int]) -> fx.Node:
     """The map with its zeros written out: ``around`` before it, as many as are asked for behind."""
-    ends = [max(0, n) for n in behind or pool.around]
+    ends = [max(0, n) for n in behind]
     if not any((*pool.around, *ends)):
         return pool.source
     pads = [n for pair in zip(reversed(pool.around), reversed(ends), strict=True) for n in pair]

@@ -10,34 +10,43 @@ from penjing.quant.targets import WEIGHTED
 
 def settle_weights(module: fx.GraphModule) -> None:
     """Give every layer whose weight is computed of parameters and buffers a parameter with that value, in place."""
-    for layer in [n for n in module.graph.nodes if n.target in WEIGHTED]:
+    layers = [n for n in module.graph.nodes if n.target in WEIGHTED and _is_computed(n.args[1])]
+    values = _constants(module) if layers else {}
+    for layer in layers:
         weight = layer.args[1]
-        if not isinstance(weight, fx.Node) or weight.op != "call_function" or not _is_constant(module, weight):
+        if weight not in values:
             continue
-        with torch.no_grad():
-            value = _value(module, weight)
         paths = [str(path) for path, _ in (layer.meta.get("nn_module_stack") or {}).values() if path]
         owner = paths[-1].removeprefix("L['self'].") if paths else layer.name
-        new = new_parameter(module, layer, free_name(module, f"{owner}.weight"), value.contiguous().clone())
-        new.meta["val"] = weight.meta["val"]
+        new = new_parameter(module, layer, free_name(module, f"{owner}.weight"), values[weight].contiguous().clone())
+        new.meta |= {"val": weight.meta["val"], "computed of": tuple(sorted(_sources(weight)))}
         layer.args = (layer.args[0], new, *layer.args[2:])
     module.graph.eliminate_dead_code()
 
 
-def _is_constant(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a value follows from the network's own tensors, the same at every call."""
-    if node.op == "get_attr":
-        return attribute(module, node) is not None
-    by_chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    sources = node.all_input_nodes
-    return node.op == "call_function" and bool(sources) and not by_chance and all(_is_constant(module, n) for n in sources)
+def _is_computed(weight: object) -> bool:
+    return isinstance(weight, fx.Node) and weight.op == "call_function"
 
 
-def _value(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    if node.op == "get_attr":
-        held = attribute(module, node)
-        assert held is not None
-        return held
-    args, named = (map_arg(given, lambda n: _value(module, n)) for given in (node.args, node.kwargs))
-    found: Tensor = node.target(*args, **named)  # type: ignore[operator, arg-type]
+@torch.no_grad()
+def _constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """The values that follow from the network's own tensors, the same at every call."""
+    found: dict[fx.Node, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and (held := attribute(module, node)) is not None:
+            found[node] = held
+        by_chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op == "call_function" and not by_chance and all(n in found for n in node.all_input_nodes):
+            args, named = (map_arg(given, found.__getitem__) for given in (node.args, node.kwargs))
+            value = node.target(*args, **named)
+            if isinstance(value, Tensor):
+                found[node] = value
     return found
+
+
+def _sources(weight: fx.Node) -> set[str]:
+    """The names of the tensors that a value is computed of."""
+    seen = [weight]
+    for node in seen:
+        seen += [n for n in node.all_input_nodes if n not in seen]
+    return {str(n.target) for n in seen if n.op == "get_attr"}

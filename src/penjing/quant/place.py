@@ -1,5 +1,6 @@
 """Where the grids go: read the graph and the target's profile, return plain data, change nothing."""
 
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx
 
+from penjing.graph.walk import arguments
 from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, PRODUCTS, WEIGHTED, Target
 
 aten = torch.ops.aten
@@ -71,7 +73,12 @@ class _Places:
         weights = {n.name: WEIGHTED[n.target] for n in self.nodes if n in self.weighted}
         values: dict[str, str] = {}
         for n in self.nodes:
-            if n.name in self.coarse or self._absorbed(n) or not (self._read_as_integer(n) or self._ends_convolution(n)):
+            if (
+                n.name in self.coarse
+                or _pads_infinity(n)
+                or self._absorbed(n)
+                or not (self._read_as_integer(n) or self._ends_convolution(n))
+            ):
                 continue
             source = n.args[0] if n.target in PASSING or _pads_zeros(n) else None
             values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
@@ -85,7 +92,7 @@ class _Places:
         weight = layer.args[1]
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             return "its weight is computed in the network"
-        if any(fnmatch(str(weight.target), pattern) for pattern in exclude):
+        if any(fnmatch(name, pattern) for pattern in exclude for name in names_of(layer)):
             return "it was excluded"
         if layer.name in floats:
             return "integers cost too much there, in accuracy or in time"
@@ -160,6 +167,12 @@ def _pads_zeros(node: fx.Node) -> bool:
     return mode == "constant" and value in (None, 0)
 
 
+def _pads_infinity(node: fx.Node) -> bool:
+    """Whether the node puts values around that are on no grid, as before a maximum pool."""
+    value = (*node.args, *node.kwargs.values())[-1] if node.target in (aten.pad.default, aten.constant_pad_nd.default) else 0
+    return isinstance(value, float) and math.isinf(value)
+
+
 def _is_dense(node: fx.Node) -> bool:
     """Whether a concatenation has a part that another one reads as well: it would be brought into integers many times."""
     if node.target is not aten.cat.default:
@@ -176,9 +189,32 @@ def _share(module: fx.GraphModule, values: dict[str, str]) -> None:
                 values.update({name: new for name, grid in values.items() if grid == old})
 
 
+def names_of(layer: fx.Node) -> tuple[str, ...]:
+    """What the weight of a layer is called, and the parameters that it was computed of, if it was."""
+    weight = layer.args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return ()
+    return (str(weight.target), *weight.meta.get("computed of", ()))
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """The value that was moved or padded with zeros to give this one."""
+    while node.target in PASSING or _pads_zeros(node):
+        source = node.args[0]
+        if not isinstance(source, fx.Node):
+            break
+        node = source
+    return node
+
+
 def is_joined(node: fx.Node) -> bool:
     """Whether a file puts the value together from others."""
     return node.target in JOINED or (node.target is aten.pad.default and "circular" in node.args)
+
+
+def is_grouped_in_3d(node: fx.Node) -> bool:
+    """Whether a convolution of three dimensions has groups."""
+    return node.target in CONVOLUTIONS and node.meta["val"].ndim == 5 and arguments(node).get("groups", 1) != 1
 
 
 def readers(node: fx.Node) -> Iterator[fx.Node]:

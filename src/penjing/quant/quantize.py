@@ -24,7 +24,7 @@ from penjing.quant.even import even_out
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
 from penjing.quant.observers import OBSERVERS, MinMax
-from penjing.quant.place import Placement, is_joined, place, readers
+from penjing.quant.place import Placement, is_grouped_in_3d, is_joined, names_of, origin, place, readers
 from penjing.quant.prepare import prepare
 from penjing.quant.rounding import ROUNDINGS
 from penjing.quant.scheme import Scheme
@@ -86,13 +86,13 @@ class Quantizer:
         if not isinstance(calibration, Iterable) or isinstance(calibration, str | Mapping):
             raise DataError(f"calibration is {type(calibration).__name__}; give a loader or a list of batches of inputs")
         check_weights(model)
-        _check_patterns(model, self.scheme.exclude)
         if isinstance(model, fx.GraphModule) and any("fake_quantize" in str(n.target) for n in model.graph.nodes):
             raise ModelError("the network is quantized already; give the one in float that it was made from")
         self.reference = capture(model, as_inputs(example)).module
         gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         prepare(self.reference, target)
+        _check_patterns(self.reference, self.scheme.exclude)
         bits = min(target.weight_bits, self.scheme.weight_bits)
         even_out(self.reference, self.batches, weight_bits=bits, value_bits=self.scheme.value_bits)
         if self.scheme.equalize:
@@ -209,7 +209,7 @@ class Quantizer:
         """The grid with scales large enough for the bias: runtimes keep it in 32 bits, in steps of both scales' product."""
         source, bias = layer.args[0], layer.args[2] if len(layer.args) > 2 else None
         shared = placement.values.get(source.name) if isinstance(source, fx.Node) else None
-        if bias is None or shared is None:
+        if shared is None or not isinstance(bias, fx.Node) or bias.op != "get_attr":
             return grid
         step = self._value_grid(shared, target, self.scheme.value_bits).scale
         least = tensor(module, bias).detach().abs() / (step * 2**30)  # half of what 32 bits hold: correction may add to it
@@ -238,20 +238,22 @@ class Quantizer:
         their zero behind a concatenation; a grid that is unsigned from the start it reads rightly.
         """
         node = next(n for n in self.reference.graph.nodes if n.name == name)
-        return any(is_joined(n) for n in (node, *readers(node)))
+        return any(is_joined(n) for n in (node, origin(node), *readers(node))) or any(map(is_grouped_in_3d, readers(node)))
 
 
-def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Refuse a pattern that names nothing.
+def _check_patterns(module: fx.GraphModule, patterns: Sequence[str]) -> None:
+    """Refuse a pattern that names no layer's weight.
 
     Raises:
-        RecipeError: There is no such parameter.
+        RecipeError: There is none.
     """
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    names = [name for n in module.graph.nodes if n.target in WEIGHTED for name in names_of(n)]
     for pattern in patterns:
         if names and not any(fnmatch(name, pattern) for name in names):
             near = nearest(pattern, names)
-            raise RecipeError(f"exclude has {pattern!r}, and no parameter is called so; did you mean {near or names[0]!r}?")
+            raise RecipeError(
+                f"exclude has {pattern!r}, and no layer's weight is called so; did you mean {near or names[0]!r}?"
+            )
 
 
 def weight_grid(weight: Tensor, axis: int, bits: int, scheme: Scheme) -> Grid:
