@@ -108,10 +108,9 @@ def _of_torchs(path: Path) -> str:
     if not path.is_file() or path.suffix not in TORCHS:
         return ""
     made = path.with_suffix(".safetensors").name
-    return (
-        f', which safetensors.torch makes of it: save_file(torch.load("{path.name}", weights_only=True), "{made}"); where it '
-        f'holds a whole module, save_file(torch.load("{path.name}", weights_only=False).state_dict(), "{made}")'
-    )
+    load = f'torch.load("{path.name}", weights_only='
+    whole = f"  # of a whole module: {load}False).state_dict()"
+    return f', which safetensors.torch makes of it: save_file({load}True), "{made}"){whole}'
 
 
 @contextmanager
@@ -135,6 +134,11 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_only_locked(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of a process that works in it or did."""
+    return folder.is_dir() and all(p.name == LOCK for p in folder.iterdir())
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what a killed process left unfinished."""
     for part in folder.rglob(f".*{PART}"):
@@ -146,12 +150,17 @@ def is_part(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == PART
 
 
-def digest_of(tensors: Mapping[str, Tensor], told: str = "") -> str:
-    """SHA-256 of names and values, and of what else is told, in hexadecimal."""
+def digest_of(held: Mapping[str, Tensor | bytes], told: str = "") -> str:
+    """SHA-256 of names and values, their types and shapes, and of what else is told, in hexadecimal."""
     sha = hashlib.sha256(told.encode())
-    for name, value in tensors.items():
-        sha.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in held.items():
+        kind = "" if isinstance(value, bytes) else f"{value.dtype}{tuple(value.shape)}"
+        sha.update(f"{name} {kind} ".encode() + (value if isinstance(value, bytes) else _bytes(value)))
     return sha.hexdigest()
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def digest(path: Path) -> str:

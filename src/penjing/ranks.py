@@ -136,7 +136,7 @@ def mean_gradients(parameters: Sequence[Tensor]) -> None:
         mine = [p for p in shared if p.dtype == kind]
         wide = torch.promote_types(kind, torch.float32)
         # In one message: many small ones would take longer.
-        whole = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(wide) for p in mine])
+        whole = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad.to_dense()).flatten().to(wide) for p in mine])
         distributed.all_reduce(whole)
         for p, mean in zip(mine, (whole / world()).split([p.numel() for p in mine]), strict=True):
             p.grad = torch.empty_like(p).copy_(mean.view_as(p))

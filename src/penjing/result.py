@@ -211,7 +211,11 @@ def _advice(data: Mapping[str, Any], judgement: Judgement) -> str:
         return f"About {judgement.needed:,} samples to confirm on would settle it."
     if data["chosen"] != "original":
         return ""
-    missed = [c for c in data["candidates"] if c["drop"] is not None and c["kind"] not in ("original", "float")]
+    missed = [
+        c
+        for c in data["candidates"]
+        if c["drop"] is not None and c["kind"] not in ("original", "float") and c["status"] != "holds"
+    ]
     if not missed:
         return "Loosen the limits."
     near = min(missed, key=lambda c: (c["status"] != "too inaccurate", c["drop"]))
@@ -335,4 +339,4 @@ def now() -> str:
 
 def budget_entry(budget: Any) -> dict[str, Any]:
     """The budget as it was asked for; shares of the original's as such."""
-    return asdict(budget) | {name: f"{limit.value:g}x" for name, limit in budget.limits().items() if limit.share}
+    return asdict(budget) | {name: f"{limit.value!r}x" for name, limit in budget.limits().items() if limit.share}

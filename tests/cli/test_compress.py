@@ -119,7 +119,7 @@ def test_decibels_are_for_metrics_that_have_some(mine: Path, asked: Asked, capsy
     assert asked.pop()[2]["budget"] == pj.Budget(max_drop=0.3)
     words[5] = "1"  # which would be 0.01 dB
     assert penjing("compress", *words) == 2
-    assert "means points, hundredths of a share, and the metric is none" in capsys.readouterr().err
+    assert "are hundredths of a share, and the metric is none" in capsys.readouterr().err
 
 
 def test_recipe_prints_one_to_begin_with_and_the_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

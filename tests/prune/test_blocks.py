@@ -138,3 +138,20 @@ def test_a_branch_that_others_read_is_no_block() -> None:
             return x + branch, branch
 
     assert find_blocks(capture(Read(), X)) == []
+
+
+def test_a_network_without_its_blocks_takes_back_its_own_state() -> None:
+    """Also as a plain dictionary, as files and checkpoints hold it."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + self.norm(self.conv(x))).relu()
+
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), Block(), Block(), nn.Flatten(), nn.Linear(64, 2)).eval(), torch.randn(2, 3, 6, 6)
+    names = [b.name for b in find_blocks(capture(net, x))]
+    small = drop_blocks(net, names[-1:], x)
+    small.load_state_dict({**small.state_dict()})

@@ -503,3 +503,35 @@ def test_without_training_or_with_the_original_alone_no_labels_are_needed(settin
         network(), own, budget=Budget(max_drop=None, macs=0.5), out=tmp_path, settings=replace(QUICK, **settings)
     )
     assert bool(result.data["training"]) == bool(settings["epochs"])
+
+
+def test_what_a_folder_is_known_by_is_the_same_in_every_process_and_another_for_other_things(tmp_path: Path) -> None:
+    def known(net: nn.Module, **changed: Any) -> tuple[str, str]:
+        job = Job(net, task(**changed), Budget(), "onnxruntime", tmp_path / "out", QUICK, silent)
+        return job.identity, job.judges
+
+    class Kept(nn.Module):
+        def __init__(self, mean: float) -> None:
+            super().__init__()
+            self.inner = network()
+            self.register_buffer("mean", torch.tensor(mean), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.inner(x - self.mean)
+
+    assert known(Kept(0.0)) == known(Kept(0.0)) != known(Kept(1.0))
+    plain = [(x, y.numpy()) for x, y in batches(2, 4)]
+    other = [(x, y.copy()) for x, y in plain]
+    other[-1][1][-1] = 1 - other[-1][1][-1]
+    assert known(network(), confirm=plain) == known(network(), confirm=plain) != known(network(), confirm=other)
+
+
+def test_a_second_process_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
+    first, second = (Job(network(), task(), Budget(), t, tmp_path / "out", QUICK, silent) for t in ("onnxruntime", "openvino"))
+    with first.claimed():
+        mark = (tmp_path / "out/run.json").read_text()
+        with pytest.raises(RecipeError, match="another process is at work"), second.claimed():
+            pass
+        assert (tmp_path / "out/run.json").read_text() == mark
+    with pytest.raises(RecipeError, match="holds a run with target"), second.claimed():
+        pass

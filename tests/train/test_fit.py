@@ -869,11 +869,11 @@ def test_a_checkpoint_of_other_batches_or_another_teacher_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x, y: ((x * 9).byte(), y), "does not take what task.train yields"),
-        (lambda x, y: (x.double(), y), "does not take what task.train yields"),
-        (lambda x, y: (x[0], y), "does not take what task.train yields|task.loss does not take"),
-        (lambda x, y: (x, F.one_hot(y, 3)), "task.loss does not take"),
-        (lambda x, y: (x, y + 3), "task.loss does not take"),
+        (lambda x, y: ((x * 9).byte(), y), "network and loss do not take the first batch of task.train"),
+        (lambda x, y: (x.double(), y), "network and loss do not take the first batch of task.train"),
+        (lambda x, y: (x[0], y), "network and loss do not take the first batch of task.train"),
+        (lambda x, y: (x, F.one_hot(y, 3)), "network and loss do not take the first batch of task.train"),
+        (lambda x, y: (x, y + 3), "network and loss do not take the first batch of task.train"),
         (lambda x, y: (x, y, y), "a tuple of 3, not an .inputs, target. pair"),
         (lambda x, y: {"x": x, "y": y}, "a dict of 2, not an .inputs, target. pair"),
     ],
@@ -891,3 +891,80 @@ def test_networks_that_cannot_be_trained_are_told_so() -> None:
         traced = torch.jit.trace(network().eval(), data()[0][:2])
     with pytest.raises(ModelError, match="scripted or traced"):
         fit(traced, task(), epochs=1, settings=SETTINGS)
+
+
+def test_what_only_the_training_sees_is_trained() -> None:
+    """Augmentation that makes floats, outputs of training alone, losses of mixed labels alone."""
+    whole = [((x * 20).byte(), y) for x, y in batches()]
+    fit(network(), task(whole), epochs=1, settings=SETTINGS, augment=lambda x: x.float() / 255)
+
+    class Two(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Any:
+            self.calls += 1
+            y = self.inner(x)
+            return (y, y) if self.training else y
+
+    net = Two()
+    fit(net, task(loss=lambda o, t: F.cross_entropy(o[0] + o[1], t)), epochs=1, settings=SETTINGS)
+    assert net.calls == 0
+    own = task(loss=lambda o, t: -(t * o.log_softmax(1)).sum(1).mean())
+    fit(network(), own, epochs=1, settings=replace(SETTINGS, smoothing=0.1))
+
+
+class Noisy(list[Any]):
+    """A list whose walks are new every time."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((x + 0.1 * torch.randn_like(x), y) for x, y in super().__iter__())
+
+
+class Walked:
+    """The same walks, without being a list."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.of)
+
+
+def test_what_the_teacher_said_is_remembered_of_the_same_images_and_not_spoiled() -> None:
+    def losses(train: Any, loss: Any) -> list[float]:
+        told: list[Epoch] = []
+        settings = replace(SETTINGS, lr=0.01)
+        fit(network(), task(train), epochs=3, settings=settings, teacher=network(), loss=loss, on_epoch=told.append)
+        return [e.loss for e in told]
+
+    def spoiling(lesson: Any) -> Tensor:
+        said = lesson.taught
+        said /= 2
+        return (lesson.output - said).square().mean()
+
+    assert losses(Noisy(batches()), kl()) == losses(Walked(Noisy(batches())), kl())
+    assert losses(batches(), spoiling) == losses(Walked(batches()), spoiling)
+
+
+def test_an_epoch_whose_metric_is_no_number_is_never_the_best() -> None:
+    def nowhere(_run: Any, _split: Any) -> Score:
+        return Score(math.nan, 1, np.zeros(1))
+
+    own = replace(task(), search=batches(), metric=nowhere)
+    last = fit(network(), own, epochs=3, settings=SETTINGS)
+    assert same(fit(network(), own, epochs=3, settings=replace(SETTINGS, keep="best")), last)
+
+
+def test_any_seed_and_what_a_teacher_does_not_take() -> None:
+    fit(network(), task(), epochs=1, settings=replace(SETTINGS, seed=1_700_000_000_000))
+    with pytest.raises(DataError, match="do not take the first batch"):
+        fit(network(), task([(x[:, :2], y) for x, y in batches()]), epochs=1, settings=SETTINGS, teacher=network(), loss=kl())
+    with pytest.raises(RecipeError, match=r"kl\.temperature is 'abc'"):
+        kl("abc")  # type: ignore[arg-type]

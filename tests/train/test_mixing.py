@@ -74,7 +74,7 @@ def test_positions_without_a_class_get_no_probability() -> None:
     target = torch.tensor([[0, 2, 255, -100]])
     found = soft(target, 3, 0.3)
     assert found.shape == (1, 3, 4)
-    torch.testing.assert_close(found.sum(1), torch.tensor([[2.0, 2.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found.sum(1), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
 
 
 def test_labels_are_not_taken_for_positions() -> None:
@@ -87,7 +87,7 @@ def test_labels_are_not_taken_for_positions() -> None:
 def test_positions_that_count_count_as_they_do_for_class_numbers() -> None:
     output, target = torch.randn(4, 5, 3), torch.randint(0, 5, (4, 3))
     target[0], target[2, 1] = -100, -100
-    assert torch.allclose(F.cross_entropy(output, target), F.cross_entropy(output, soft(target, 5, 0.0)))
+    assert torch.allclose(F.cross_entropy(output, target), F.cross_entropy(output, soft(target, 5, 0.0, as_a_mean=True)))
     smoothed = F.cross_entropy(output, target, label_smoothing=0.1)
-    assert torch.allclose(smoothed, F.cross_entropy(output, soft(target, 5, 0.1)))
-    assert not soft(torch.full((2, 3), -100), 5, 0.0).any()
+    assert torch.allclose(smoothed, F.cross_entropy(output, soft(target, 5, 0.1, as_a_mean=True)))
+    assert not soft(torch.full((2, 3), -100), 5, 0.0, as_a_mean=True).any()

@@ -171,3 +171,41 @@ def test_what_no_gradient_reaches_stays_on_two_processes_too(tmp_path: Path) -> 
     (one, still, alone), (two, also, together) = found
     assert two == pytest.approx(one, rel=1e-4)
     assert (still, also, alone, together) == (True, True, 1, 2)
+
+
+def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:
+    class Clipped(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).clamp(0, 1)
+
+    with pytest.raises(ModelError, match="a Clipped, a batch norm with a forward of its own"):
+        share_statistics(nn.Sequential(Clipped(3)))
+
+
+THROUGH_API = """
+import sys
+import penjing as pj
+from penjing import ranks
+from tests.train.test_fit import SETTINGS, batches, network, task
+from dataclasses import replace
+
+def top1(run, batches):
+    return pj.measure.top1(run, batches)
+
+own = replace(task(), search=batches(), confirm=batches(), metric=top1)
+lessons = pj.Lessons(pretrain_epochs=1, finetune_epochs=1, pretrain=SETTINGS, finetune=SETTINGS)
+pj.teach(network(), network(), own, sys.argv[1], lessons=lessons)
+if ranks.is_writer():
+    print(ranks.world())
+ranks.leave()
+"""
+
+
+def test_programs_of_ones_own_teach_together(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(THROUGH_API)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path / "out"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False)
+    assert told.returncode == 0, told.stderr.decode()[-6000:]
+    assert told.stdout.decode().split()[-1] == "2"

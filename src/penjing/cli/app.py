@@ -151,8 +151,8 @@ def check_unit(drop: str, task: Task, score: Score) -> None:
         )
     if not share and unit.endswith(("point", "points", "%")) and parse_drop(unit):
         raise RecipeError(
-            f"a drop of {drop}: a number without a unit means points, hundredths of a share, and the metric is none: it gave "
-            f"{score.value:.4g}; give '0.3 units' of it, or 0.3dB"
+            f"a drop of {drop}: points, as a number without a unit is, are hundredths of a share, and the metric is none: it "
+            f"gave {score.value:.4g}; give '0.3 units' of it, or 0.3dB"
         )
 
 

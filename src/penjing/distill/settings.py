@@ -1,6 +1,7 @@
 """Checks of what a loss is set to."""
 
 import math
+from numbers import Real
 
 from penjing.errors import RecipeError
 
@@ -11,8 +12,8 @@ def positive(loss: str, name: str, value: float, usual: float) -> float:
     Raises:
         RecipeError: It is not; names ``usual``.
     """
-    if not 0 < value < math.inf:
-        raise RecipeError(f"{loss}.{name} is {value}; give a positive number, e.g. {usual}")
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise RecipeError(f"{loss}.{name} is {value!r}; give a positive number, e.g. {usual}")
     return float(value)
 
 
@@ -22,8 +23,8 @@ def not_negative(loss: str, name: str, value: float) -> float:
     Raises:
         RecipeError: It is not.
     """
-    if not 0 <= value < math.inf:
-        raise RecipeError(f"{loss}.{name} is {value}; give a weight of 0, to leave the part out, or more")
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise RecipeError(f"{loss}.{name} is {value!r}; give a weight of 0, to leave the part out, or more")
     return float(value)
 
 
@@ -33,6 +34,11 @@ def count(loss: str, name: str, value: float, usual: int) -> int:
     Raises:
         RecipeError: It is not; names ``usual``.
     """
-    if not 0 < value < math.inf or value != int(value):
-        raise RecipeError(f"{loss}.{name} is {value}; give a whole number above 0, e.g. {usual}")
+    if not _is_number(value) or not 0 < value < math.inf or value != int(value):
+        raise RecipeError(f"{loss}.{name} is {value!r}; give a whole number above 0, e.g. {usual}")
     return int(value)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one: words come from the command line as they are."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -91,7 +91,8 @@ def paired(before: Score, after: Score, *, confidence: float = 0.95, looks: int 
     unit = abs(scale or 1.0)
     worse, better, tail = int((lost > 0).sum()), int((lost < 0).sum()), (1 - confidence) / looks
     ends = np.unique(np.concatenate([was, now]))
-    if set(ends) <= {0.0, 1.0} or len(ends) == len(np.unique(was)) == 2:  # right or wrong, whatever numbers say so
+    two = len(ends) == 2 and 2 in (len(np.unique(was)), len(np.unique(now)))
+    if two or set(ends) <= {0.0, 1.0}:  # right or wrong, whatever numbers say so
         step = float(np.ptp(ends)) if len(ends) == 2 else 1.0
         low, high = (step * end for end in tango(worse, better, len(lost), tail))
         p, test = mcnemar(worse, better), "exact McNemar"

@@ -207,6 +207,7 @@ def _without(small: nn.Module, names: set[str]) -> nn.Module:
                 held[leaf] = None
         if "num_batches_tracked" in owner._buffers and owner._buffers.get("running_mean") is None:
             owner._buffers["num_batches_tracked"] = None
+            vars(owner)["track_running_stats"] = False  # else it wants a counter whenever a state is loaded
     return small
 
 

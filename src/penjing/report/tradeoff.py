@@ -171,4 +171,4 @@ def _log_ticks(left: float, right: float) -> list[float]:
         found = [round(s * 10.0**e, 12) for e in exponents for s in steps if left <= s * 10.0**e <= right]
         if len(found) > 1:
             break
-    return found[:: -(-len(found) // TICKS) or 1]
+    return found[:: max(1, math.ceil(len(found) / TICKS))]

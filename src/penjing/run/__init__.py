@@ -61,6 +61,7 @@ def compress(
         BudgetError: No widths and precisions meet the limits; names the nearest that do. Nothing was trained.
         PenjingError: The model, the data or the folder cannot be used; nothing is written.
     """
+    ranks.join()
     shown = progress if ranks.is_writer() else silent
     job = Job(model, task, budget or Budget(), target, Path(out), settings or Settings(), shown, recipe)
     Crew(job).run(_stages)

@@ -43,7 +43,8 @@ class Maker:
         key = self._key(share, source, trained=trained)
         if (held := self.job.kept(key)) is not None:
             return self._remembered(Candidate.from_json(held))
-        name = f"{1 / share:.2g}x{' trained' if trained else ''}"
+        longer = source is not None and source.share == share
+        name = f"{1 / share:.2g}x{' trained longer' if longer else ' trained' if trained else ''}"
         raw = Raw(self._source(source), self.job, self.chooser.tables)
         untrained = self._key(share, source, trained=False)
         allocation = self.chooser.choose(key, share, raw, like=untrained)

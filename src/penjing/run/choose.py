@@ -185,26 +185,38 @@ class Chooser:
         """What meets the limits when it is measured: of several tries the one that loses least."""
         fitting: list[Allocation] = []
         for _ in range(STITCHES):
-            found, used = self._asked(aim, raw), self.ratio
-            if found is None and fitting:
+            used, found = self.ratio, self._asked(aim, raw)
+            if found is None:
                 break
-            last = found is None  # no choice fits by the tables; whether it is so is measured
-            found = found or self._least(raw)
-            seen = asdict(self._cost(raw, found))
-            self.ratio = seen["latency"] / found.costs["latency"]
+            seen = self._measured(raw, found)
             missed = over(Cost(**seen), self.ceilings)
-            if missed and last:
-                raise BudgetError(self._refusal(seen))
-            aim.over_by += "latency" in missed
             if not missed:
                 fitting.append(found)
-            # Else a busy moment had it cut too narrow, or the tables think that it costs more than it does.
-            if not (missed or last or self._has_room(aim, found, seen, used)):
-                break
+                if not self._has_room(aim, found, seen, used):
+                    break
+            aim.over_by += "latency" in missed
             aim.limits = scaled(asked, seen, {**found.costs, "memory": aim.limits.get("memory", 0.0)})
-        if not fitting:
-            raise BudgetError(self._refusal(seen))
+        if not fitting:  # the tables may err: the narrowest is measured
+            least = self._least(raw)
+            if over(Cost(**(seen := self._measured(raw, least))), self.ceilings):
+                raise BudgetError(self._refusal(seen))
+            fitting = self._wider(aim, asked, raw, least, seen)
         return min(fitting, key=lambda a: a.error)
+
+    def _wider(
+        self, aim: _Aim, asked: Mapping[str, float], raw: Raw, least: Allocation, seen: Mapping[str, float]
+    ) -> list[Allocation]:
+        """The narrowest, and what the tables give once they are corrected by it, where that is within the limits too."""
+        aim.limits = scaled(asked, seen, {**least.costs, "memory": aim.limits.get("memory", 0.0)})
+        found = self._asked(aim, raw)
+        fits = found is not None and not over(Cost(**self._measured(raw, found)), self.ceilings)
+        return [least, found] if found is not None and fits else [least]
+
+    def _measured(self, raw: Raw, found: Allocation) -> dict[str, float]:
+        """What a choice costs; the ratio is from then on that of its latency to the predicted one."""
+        seen = asdict(self._cost(raw, found))
+        self.ratio = seen["latency"] / found.costs["latency"]
+        return seen
 
     def _has_room(self, aim: _Aim, found: Allocation, seen: Mapping[str, float], used: float) -> bool:
         """Whether a file that fits takes so much less than it was thought to that a wider one may fit as well."""

@@ -12,19 +12,20 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from penjing import ranks
-from penjing.errors import BudgetError, RecipeError
-from penjing.files import alone, digest_of, is_part, read_json, remove_parts, whole_file, write_json
+from penjing.errors import RecipeError
+from penjing.files import alone, digest_of, is_only_locked, is_part, read_json, remove_parts, write_json
 from penjing.graph import capture, check_weights
 from penjing.measure import cores, machine
 from penjing.progress import Progress
 from penjing.quant import target_named
-from penjing.recipe import RECIPE, Recipe, dump_recipe
-from penjing.result import RESULT, package_version
+from penjing.recipe import Recipe
+from penjing.result import package_version
 from penjing.search import Budget, Ledger, Timer
 from penjing.settings import Settings
 from penjing.task import (
@@ -97,35 +98,24 @@ class Job:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Have the folder: it is written to, and until this run ends there is no result in it.
+        """Have the folder, to write to it.
 
         Raises:
             RecipeError: Another process is at work in it.
         """
-        write_json(self.out / MARK, self.mark)
-        write_json(
-            self.out / LOCK, {"penjing": package_version(), **machine(), "threads": self.threads, "seed": self.settings.seed}
-        )
-        if self.recipe is not None:
-            dump_recipe(self.recipe, self.out / RECIPE)
         with alone(self.stages):
+            self._check_folder()  # again: somebody else may have been there in between
+            write_json(self.out / MARK, self.mark)
+            made_with = {"penjing": package_version(), **machine(), "threads": self.threads, "seed": self.settings.seed}
+            write_json(self.out / LOCK, made_with)
             remove_parts(self.out)
-            result = self.out / RESULT
-            finished = result.read_bytes() if result.is_file() else None
-            result.unlink(missing_ok=True)
-            try:
-                yield
-            except BudgetError:  # nothing was made: what an earlier run under another budget has left is whole
-                if finished is not None:
-                    with whole_file(result) as part:
-                        part.write_bytes(finished)
-                raise
+            yield
 
     def release(self) -> None:
         """Leave the folder as it was before this process, where that was empty or not there."""
         if self.new:
             shutil.rmtree(self.stages, ignore_errors=True)
-            for name in (MARK, LOCK, RECIPE):
+            for name in (MARK, LOCK):
                 (self.out / name).unlink(missing_ok=True)
             with suppress(OSError):  # it was there, in use
                 self.out.rmdir()
@@ -172,7 +162,8 @@ class Job:
 
     def _check_folder(self) -> None:
         """Refuse a folder that is not ours."""
-        self.new = not (self.out.is_dir() and any(not is_part(p) for p in self.out.iterdir()))
+        there = [p for p in self.out.iterdir() if not is_part(p)] if self.out.is_dir() else []
+        self.new = all(p == self.stages and is_only_locked(p) for p in there)
         if not self.new:
             mark = self.out / MARK
             if not mark.is_file():
@@ -225,17 +216,23 @@ def _identity(
 def _computed(model: nn.Module, example: tuple[Tensor, ...]) -> str:
     """What a network computes, which its weights alone do not say: its operations, and the constants among them."""
     graph = capture(model, example)
-    constants = {name: attrgetter(name)(graph.module) for name in sorted(graph.constants)}
+    read = {str(n.target) for n in graph.module.graph.nodes if n.op == "get_attr"} - model.state_dict().keys()
+    constants = {name: attrgetter(name)(graph.module) for name in sorted(read)}
     return digest_of({n: t for n, t in constants.items() if isinstance(t, Tensor)}, graph.module.code)
 
 
-def _leaves(tree: Any) -> dict[str, Tensor]:
-    """The leaves of any tree, numbered; of those that are no tensors, what is printed."""
-    return {str(i): x if isinstance(x, Tensor) else _printed(x) for i, x in enumerate(tree_leaves(tree))}
+def _leaves(tree: Any) -> dict[str, Tensor | bytes]:
+    """The leaves of any tree with their places in it; of what cannot be told from outside, what kind it is."""
+    return {keystr(path): _told(leaf) for path, leaf in tree_flatten_with_path(tree)[0]}
 
 
-def _printed(value: object) -> Tensor:
-    return torch.tensor(list(repr(value).encode()), dtype=torch.uint8)
+def _told(leaf: Any) -> Tensor | bytes:
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+    if isinstance(leaf, Tensor):
+        return leaf
+    plain = isinstance(leaf, str | bytes | int | float | bool | None)
+    return (repr(leaf) if plain else type(leaf).__qualname__).encode()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

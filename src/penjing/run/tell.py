@@ -14,6 +14,7 @@ from penjing.files import whole_file, write_json
 from penjing.graph import capture
 from penjing.measure import Judgement, Paired, compare, generalization, layers, machine, macs, parameters, peak_memory
 from penjing.prune.store import save
+from penjing.recipe import RECIPE, dump_recipe
 from penjing.report import write_report
 from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
@@ -94,6 +95,9 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "judges": job.judges,
     }
     data["verdict"] = told.verdict(data, shipped.judgement)
+    (job.out / told.RESULT).unlink(missing_ok=True)  # of an earlier run under another budget: the files beside it change now
+    if job.recipe is not None:
+        dump_recipe(job.recipe, job.out / RECIPE)
     with whole_file(job.out / told.ARTIFACT) as part:
         shutil.copyfile(shipped.artifact.path, part)
     shipped.net.plan.save(job.out / told.PLAN)
@@ -117,7 +121,7 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
         a.profile(*job.timer.inputs, threads=job.threads, precision=p, seconds=2 * job.settings.seconds)
         for a, p in ((original, "f32"), (artifact, shipped.precision))
     ]
-    precisions = {k.layer.partition("/")[0]: k.precision for k in kernels[job.profile.runtime] if k.weighted}
+    precisions = {k.layer: k.precision for k in kernels[job.profile.runtime] if k.weighted}
     times = [{} if shipped.is_original else p.layers for p in profiles]  # of one network twice they would tell of noise
     rows_of_layers = told.layer_rows(layers(old), layers(new), precisions, times)
     size = job.settings.batch

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
 from penjing import ranks
 from penjing.distill import Lesson
-from penjing.errors import DataError, ModelError, RecipeError, TrainingError
+from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError, first_line
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Task, as_a_file, as_tuple, check_split, first_batch
+from penjing.task import Batches, Task, as_a_file, as_tuple, first_batch
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -29,7 +30,7 @@ from penjing.train.share import Shared, shared_run
 from penjing.train.sparse import Sparsity
 from penjing.train.state import Learner
 
-WHOLE = ("bf16-true", "64-true")  # precisions that weights and inputs are brought into, whatever they come in
+SEEDS = 2**63  # that torch takes
 EXPLODED = 1e4  # times the first loss, or times 1 where that is less
 
 
@@ -95,16 +96,19 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     settings = settings or Training()
     steps = length(task.train)
     with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed % SEEDS)
         batch = first_batch(task.train, "train")
         if isinstance(model, torch.jit.ScriptModule):
             raise ModelError("the model is scripted or traced, and cannot be trained; give the module that it was made from")
-        told = rehearse(model, teacher, loss, batch, settings, task.loss)
+        try:
+            told = rehearse(model, teacher, loss, batch, settings, task.loss)
+        except PenjingError:
+            raise
+        except Exception as e:  # whatever the networks or the loss raise
+            raise DataError(f"the networks or the loss do not take the first batch of task.train: {first_line(e)}") from e
         learner = Learner(model, settings, two_of(batch[0]), teacher=teacher, loss=told.loss, sparsity=sparsity)
         loop = _Loop(learner, task, epochs, steps, told, augment, Path(checkpoint) if checkpoint else None)
         loop.begin()
-        if teacher is None and settings.precision not in WHOLE and not loop.history:
-            check_split(task, "train", model, labels=True)
         with Logs(Path(logs) if logs else None) as log, progress("training", epochs * steps) as advance:
             for epoch in loop.run(advance):
                 log.write([asdict(e) for e in loop.history[: epoch.epoch]])
@@ -195,7 +199,7 @@ class _Loop:
         All chance follows from the number of the epoch, so that a resumed run sees what an uninterrupted one would have
         seen. The loader has a stream of chance of its own, since every process must see the same batches.
         """
-        seed = self.settings.seed * 1_000_003 + epoch
+        seed = (self.settings.seed * 1_000_003 + epoch) % SEEDS
         for source in _sources(self.task.train):
             if set_epoch := getattr(source, "set_epoch", None):
                 set_epoch(epoch)
@@ -210,28 +214,49 @@ class _Loop:
 
     def _learn(self, batch: Any, number: int, share: float) -> float:
         """Add one batch to the gradients; gives its loss."""
-        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1009 + ranks.rank() + 1)
+        torch.manual_seed(((self.settings.seed * 1_000_003 + number) * 1009 + ranks.rank() + 1) % SEEDS)
+        try:
+            value = self._value(batch, number)
+        except PenjingError:
+            raise
+        except Exception as e:  # whatever the network, the loss or what augments raises
+            if "more than 1 value per channel" in str(e):
+                raise DataError(
+                    f"batch {number % self.steps + 1} of task.train has a single sample, which a batch norm cannot normalize; "
+                    "leave it out (DataLoader(..., drop_last=True)) or take another batch size"
+                ) from e
+            if self.first is not None:
+                raise
+            raise DataError(f"network and loss do not take {self._told(batch)}: {first_line(e)}{self._cure()}") from e
+        if not isinstance(value, Tensor) or value.ndim:
+            raise DataError(f"the loss gives {type(value).__name__}, not a scalar tensor; take the mean over the samples")
+        self.learner.backward(value * share)
+        return float(value.detach())
+
+    def _value(self, batch: Any, number: int) -> Tensor:
+        """The loss of a batch as it is trained on."""
         inputs, target = self.learner.fabric.to_device((as_tuple(batch[0]), batch[1]))
         if self.augment is not None:
             inputs = (self.augment(inputs[0]), *inputs[1:])
         inputs, target = self._mixed(inputs, target)
         said = self.recall(number % self.steps, inputs)
-        try:
-            value = self.learner.value(inputs, target, self.task.loss, said, number / self.total)
-        except ValueError as e:
-            if "more than 1 value per channel" not in str(e):
-                raise
-            raise DataError(
-                f"batch {number % self.steps + 1} of task.train has a single sample, which a batch norm cannot normalize; "
-                "leave it out (DataLoader(..., drop_last=True)) or take another batch size"
-            ) from e
-        self.learner.backward(value * share)
-        return float(value.detach())
+        return self.learner.value(inputs, target, self.task.loss, said, number / self.total)
+
+    @staticmethod
+    def _told(batch: Any) -> str:
+        parts = [(x.dtype, tuple(x.shape)) for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        kinds = [f"{str(dtype).removeprefix('torch.')} {shape}" for dtype, shape in parts]
+        return f"the first batch of task.train, inputs and target of {', '.join(kinds)}"
+
+    def _cure(self) -> str:
+        narrow = {p.dtype for p in self.learner.model.parameters()} & {torch.float16, torch.bfloat16}
+        return "; the model is in half precision: call model.float()" if narrow else ""
 
     def _mixed(self, inputs: tuple[Tensor, ...], target: Any) -> tuple[tuple[Tensor, ...], Any]:
         settings = self.settings
         if self.told.classes is not None:
-            target = soft(target, self.told.classes, settings.smoothing)
+            entropy = self.task.loss is F.cross_entropy or isinstance(self.task.loss, nn.CrossEntropyLoss)
+            target = soft(target, self.told.classes, settings.smoothing, as_a_mean=entropy)
         if not self.told.mixes:
             return inputs, target
         batch, device = inputs[0].shape[0], inputs[0].device
@@ -282,7 +307,8 @@ class _Loop:
         way, done = self.learner.sparse.way, [self._updates(e.epoch - 1, self.steps) for e in self.history]
         counted = [e.metric for e, at in zip(self.history, done, strict=True) if way is None or way.reached(*at)]
         metrics = [m if m is not None and not math.isnan(m) else -math.inf for m in counted]
-        return len(metrics) - 1 - metrics.index(max(metrics)) if metrics else -1
+        best = max(metrics, default=-math.inf)
+        return len(metrics) - 1 - metrics.index(best) if best > -math.inf else -1
 
     def _stopped(self) -> bool:
         return bool(self.settings.patience and self.history and self._since_best() >= self.settings.patience)

@@ -52,18 +52,21 @@ def cutmix(batch: int, sizes: tuple[int, ...], device: torch.device) -> Mix:
     return mix
 
 
-def soft(target: Any, classes: int, smoothing: float) -> Any:
+def soft(target: Any, classes: int, smoothing: float, *, as_a_mean: bool = False) -> Any:
     """Class numbers ``(N, ...)`` as probabilities ``(N, classes, ...)``, ``smoothing`` of which is spread over all classes.
 
     Rethinking Inception, arXiv:1512.00567. Targets that are no class numbers stay as they are; numbers that mean "ignore this"
-    (below 0, or 255) get no probability at all, and all others so much more that the mean over all positions is the one over
-    those that count, as cross-entropy takes it of class numbers.
+    (below 0, or 255) get no probability at all.
+
+    Args:
+        as_a_mean: Whether all others get so much more for it that the mean over all positions is the one over those that
+            count, as cross-entropy takes it of class numbers.
     """
     if not isinstance(target, Tensor) or target.is_floating_point():
         return target
     ignored = (target < 0) | ((target == IGNORED) & (classes <= IGNORED))
     sure = F.one_hot(target.masked_fill(ignored, 0).long(), classes).movedim(-1, 1).float()
-    weight = ignored.numel() / (~ignored).sum().clamp_min(1)
+    weight = ignored.numel() / (~ignored).sum().clamp_min(1) if as_a_mean else 1.0
     return weight * (sure * (1 - smoothing) + smoothing / classes).masked_fill(ignored.unsqueeze(1), 0)
 
 

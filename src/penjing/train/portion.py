@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Any
 
-from torch import nn
-from torch.utils.data import DataLoader, SequentialSampler
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from penjing.distill import TeacherLoss
 from penjing.progress import Advance
@@ -30,7 +31,7 @@ class Portion:
 
     def __init__(self, train: Batches, batches: int) -> None:
         self.train, self.batches, self.epoch = train, batches, 0
-        self.whole = None if _is_new(train) else length(train)
+        self.whole = length(train) if _is_fixed(train) else None
 
     def __len__(self) -> int:
         return self.batches
@@ -51,10 +52,19 @@ class Portion:
         return getattr(self.__dict__["train"], name)
 
 
-def _is_new(train: Batches) -> bool:
-    """Whether every walk over a loader is known to come in a new order."""
-    shuffled = isinstance(train, DataLoader) and not isinstance(train.sampler, SequentialSampler)
-    return shuffled or not getattr(train, "fixed", True)
+def _is_fixed(train: Batches) -> bool:
+    """Whether every walk over a loader comes in the same order, as far as it says or its first batch shows."""
+    told = getattr(train, "fixed", None)
+    if told is not None or isinstance(train, list | tuple):
+        return told is None or bool(told)
+    if hasattr(train, "set_epoch"):
+        return False
+    walks: list[list[Tensor]] = []
+    for _ in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(len(walks))  # whatever is drawn comes out otherwise
+            walks.append([x for x in tree_leaves(next(iter(train), ())) if isinstance(x, Tensor)])
+    return len(walks[0]) == len(walks[1]) and all(map(torch.equal, *walks))
 
 
 def portioned(train: Batches, steps: int) -> tuple[Batches, int]:

@@ -21,7 +21,7 @@ class Recall:
 
     def __init__(self, train: Batches, learner: Learner, *, fresh: bool) -> None:
         self.learner = learner
-        same = isinstance(train, list | tuple) or bool(getattr(train, "fixed", False))
+        same = type(train) in (list, tuple) or bool(getattr(train, "fixed", False))  # of a subclass, a walk may be anything
         self.keeps = same and not fresh and learner.shown is not None and not learner.shown.paths
         self.said: dict[int, Any] = {}
         self.room = LIMIT
@@ -31,11 +31,16 @@ class Recall:
         if self.learner.shown is None:
             return None
         if number in self.said:
-            return self.learner.fabric.to_device(self.said[number]), {}
+            return self.learner.fabric.to_device(tree_map(_own, self.said[number])), {}
         output, shown = self.learner.taught(inputs)
         if self.keeps:
             size = sum(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
             if size <= self.room:
                 self.room -= size
-                self.said[number] = tree_map(lambda t: t.detach().cpu() if isinstance(t, Tensor) else t, output)
+                self.said[number] = tree_map(lambda t: _own(t.cpu()) if isinstance(t, Tensor) else t, output)
         return output, shown
+
+
+def _own(value: Any) -> Any:
+    """A copy, which a loss that writes into it does not spoil."""
+    return value.detach().clone() if isinstance(value, Tensor) else value

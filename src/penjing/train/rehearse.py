@@ -71,7 +71,7 @@ def rehearse(
         def value(labels: Any) -> Any:
             return task_loss(output, labels) if ours is None else ours(Lesson(output, taught, labels, features, shown))
 
-        if _fails(value, soft(target, classes, settings.smoothing)) and not _fails(value, target):
+        if _fails(lambda: value(soft(target, classes, settings.smoothing))) and not _fails(lambda: value(target)):
             warnings.warn(
                 "the loss does not take probabilities of classes, which mixed or smoothed labels are, so that neither is done; "
                 "set training.mixup, training.cutmix and training.smoothing to 0 to be rid of this",
@@ -81,11 +81,11 @@ def rehearse(
     return Rehearsed(judge, classes, mixes=bool(settings.mixup or settings.cutmix) and _mixable(given, target, classes))
 
 
-def _fails(loss: Callable[[Any], Any], labels: Any) -> bool:
-    """Whether a loss raises something for such labels, or gives no finite number."""
+def _fails(loss: Callable[[], Any]) -> bool:
+    """Whether a loss raises something, or gives no finite number."""
     with torch.no_grad():
         try:
-            return not bool(torch.isfinite(loss(labels)).all())
+            return not bool(torch.isfinite(loss()).all())
         except Exception:  # whatever a loss of somebody else's raises
             return True
 

@@ -135,6 +135,11 @@ def share_statistics(model: nn.Module) -> None:
             continue
         if isinstance(module, nn.SyncBatchNorm):
             raise ModelError(f"{name} is a SyncBatchNorm; give the network with BatchNorm, which is shared as needed")
+        if type(module).forward is not nn.modules.batchnorm._BatchNorm.forward:
+            raise ModelError(
+                f"{name} is a {type(module).__name__}, a batch norm with a forward of its own, whose statistics cannot be "
+                "shared between processes; train it on one, or put what it does besides into a module of its own"
+            )
         module.forward = _SharedNorm(module)  # type: ignore[assignment, method-assign]
 
 

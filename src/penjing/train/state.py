@@ -66,7 +66,7 @@ class Learner:
         self.trained = [*trained, *learned]
         if loss is not None:  # features are compared in float32 at least
             loss.to(self.fabric.device, dtype=torch.float64 if precision == "64-true" else None)
-        ranks.alike((*_tensors(self.model).values(), *(_tensors(loss).values() if loss is not None else ())))
+        ranks.alike((*self.model.parameters(), *self.model.buffers(), *(_tensors(loss).values() if loss is not None else ())))
         self.average = _average(self.model, settings.ema) if settings.ema else None
         self.best: dict[str, Tensor] | None = None
         self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
@@ -119,7 +119,11 @@ class Learner:
         self.optimizer.zero_grad()
 
     def current(self) -> nn.Module:
-        """The network as it would be handed back now, on its device: the mean of the weights where there is one."""
+        """The network as it would be handed back now, on its device: the mean of the weights where there is one.
+
+        All processes must call this together: statistics of their own, as instance norms keep, become those of the first.
+        """
+        ranks.alike(self.model.buffers())
         if self.average is None:
             return self.model
         net: nn.Module = self.average.module

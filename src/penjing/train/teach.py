@@ -110,6 +110,7 @@ def teach(
         RecipeError: Another process is at work in ``out``; or as ``fit``.
         DataError, ModelError: As ``fit``.
     """
+    ranks.join()
     lessons, target = lessons or Lessons(), target or task
     teacher, student = copy.deepcopy(teacher), copy.deepcopy(student)
     check_task(task, teacher, labels=bool(lessons.teacher_epochs))
