@@ -125,3 +125,10 @@ def test_an_onnx_file_is_a_network(tmp_path: Path) -> None:
 def test_files_in_the_place_of_names_are_told_how_to_be_named(where: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_model(where)
+
+
+def test_the_option_that_was_given_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"^--student 'nowhere:net'"):
+        load_model("nowhere:net", what="--student")
+    with pytest.raises(RecipeError, match=r"^--target-data 'nowhere:task'"):
+        load_task("nowhere:task", what="--target-data")

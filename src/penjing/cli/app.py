@@ -75,22 +75,21 @@ def _say_once(label: str) -> None:
 
 @contextmanager
 def bars(label: str, total: int) -> Iterator[Advance]:
-    """Progress bars on a terminal, lines elsewhere."""
+    """Progress bars on a terminal, elsewhere a line once the first step is done."""
     if not errors.is_terminal:
-        _say_once(label)
+        yield lambda _note: _say_once(label)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bars(
-        *columns, TextColumn("{task.fields[note]}"), console=errors, transient=True, disable=not errors.is_terminal
-    ) as bars:
+    with Bars(*columns, TextColumn("{task.fields[note]}"), console=errors, transient=True) as bars:
         task = bars.add_task(label, total=total, note="")
         yield lambda note: bars.update(task, advance=1, note=note)
 
 
-def network(model: str, weights: Path | None) -> nn.Module:
+def network(model: str, weights: Path | None, *, what: str = "--model") -> nn.Module:
     """The factory's network with its weights; cut as it was, where the file is of a pruned one."""
     if weights is None or plan_of(weights) is None:
-        return load_model(model, weights)
-    return load(weights, lambda: load_model(model))
+        return load_model(model, weights, what=what)
+    return load(weights, lambda: load_model(model, what=what))
 
 
 def example_of(net: nn.Module, shapes: Sequence[str] | None, task: Task | None) -> tuple[Tensor, ...]:

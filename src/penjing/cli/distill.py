@@ -56,7 +56,7 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
     together(devices, nodes)
     learned = _loss(loss)  # what is wrong in words is told before anything is made
     torch.manual_seed(seed)  # from here on: a factory may draw the weights that training starts from
-    big, task = network(teacher, weights), load_task(data)
+    big, task = network(teacher, weights, what="--teacher"), load_task(data)
     small, plan = _student(big, task, student, width, depth, fresh=fresh, seed=seed)
     lessons = Lessons(
         teacher_epochs=teacher_epochs,
@@ -67,7 +67,7 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
         finetune=Training(lr=lr / 10, keep="best", seed=seed),
         loss=learned,
     )
-    goal = load_task(target_data) if target_data else None
+    goal = load_task(target_data, what="--target-data") if target_data else None
     for each in (task, goal or task):
         check_metric(each, small)
     talks = ranks.is_writer()
@@ -90,7 +90,7 @@ def _student(
     if (factory is None) != derived:
         raise RecipeError("give the student's factory with --student, or make it from the teacher with --width or --depth")
     if factory is not None:
-        return network(factory, None), None
+        return network(factory, None, what="--student"), None
     check_task(task, big)
     plan = plan_student(big, _example(task), width=width, depth=depth, data=images_of(task))
     return student_of(big, _example(task), plan, inherit=not fresh, seed=seed), plan

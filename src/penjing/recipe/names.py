@@ -59,10 +59,13 @@ def look_in(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def load_model(where: str, weights: Path | None = None) -> nn.Module:
+def load_model(where: str, weights: Path | None = None, *, what: str = "--model") -> nn.Module:
     """The network that the factory (or module instance) at ``where`` gives, with the weights of a safetensors file.
 
     Or that of an ONNX file, which has its own weights.
+
+    Args:
+        what: The option it was given for, for the error.
 
     Raises:
         RecipeError: ``where`` leads nowhere or gives something else.
@@ -72,23 +75,23 @@ def load_model(where: str, weights: Path | None = None) -> nn.Module:
         if weights is not None:
             raise RecipeError(f"weights are given for {where!r}, but an ONNX file has its own; leave --weights out")
         return load_onnx(where).eval()
-    given = _called(found(where, "--model"), where, "--model")
+    given = _called(found(where, what), where, what)
     if not isinstance(given, nn.Module):
-        raise RecipeError(f"--model {where!r} gives {type(given).__name__}; give a function that returns a torch.nn.Module")
+        raise RecipeError(f"{what} {where!r} gives {type(given).__name__}; give a function that returns a torch.nn.Module")
     if weights is not None:
         load_weights(given, weights)
     return given.eval()
 
 
-def load_task(where: str) -> Task:
+def load_task(where: str, *, what: str = "--data") -> Task:
     """The task that the function (or object) at ``where`` gives.
 
     Raises:
         RecipeError: It leads nowhere or gives something else.
     """
-    given = _called(found(where, "--data"), where, "--data")
+    given = _called(found(where, what), where, what)
     if not isinstance(given, Task):
-        raise RecipeError(f"--data {where!r} gives {type(given).__name__}; give a function that returns a penjing.Task")
+        raise RecipeError(f"{what} {where!r} gives {type(given).__name__}; give a function that returns a penjing.Task")
     return given
 
 
