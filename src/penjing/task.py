@@ -145,11 +145,17 @@ def check_task(task: Task, model: nn.Module, *, labels: bool = True) -> tuple[Te
         DataError: A split is empty, or the network does not take what it yields.
     """
     for name in ("train", "search", "confirm"):
-        check_split(task, name, model, labels=labels and name == "train")
+        _check_split(task, name, model, labels=labels and name == "train")
     return as_tuple(first_batch(task.search, "search")[0])
 
 
-def check_split(task: Task, name: str, model: nn.Module, *, labels: bool) -> None:
+def half_cure(model: nn.Module) -> str:
+    """What to do about a network in half precision, which takes no ordinary inputs; nothing of others."""
+    narrow = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
+    return "; the model is in half precision: call model.float()" if narrow else ""
+
+
+def _check_split(task: Task, name: str, model: nn.Module, *, labels: bool) -> None:
     """Walk the first batch of a split through the network, and of ``labels`` through the task's loss.
 
     Raises:
@@ -162,10 +168,8 @@ def check_split(task: Task, name: str, model: nn.Module, *, labels: bool) -> Non
                 output = model(*as_tuple(inputs))
         except Exception as e:  # whatever the user's forward raises, the cause is the shape it was given
             shapes = [tuple(x.shape) for x in as_tuple(inputs)]
-            narrow = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
-            cure = "; the model is in half precision: call model.float()" if narrow else ""
             raise DataError(
-                f"the model does not take what task.{name} yields, inputs of shape {shapes}: {first_line(e)}{cure}"
+                f"the model does not take what task.{name} yields, inputs of shape {shapes}: {first_line(e)}{half_cure(model)}"
             ) from e
         if labels:
             _check_loss(task.loss, output, target)

@@ -19,7 +19,7 @@ from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError, first_line
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Task, as_a_file, as_tuple, first_batch
+from penjing.task import Batches, Task, as_a_file, as_tuple, first_batch, half_cure
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -227,7 +227,8 @@ class _Loop:
                 ) from e
             if self.first is not None:
                 raise
-            raise DataError(f"network and loss do not take {self._told(batch)}: {first_line(e)}{self._cure()}") from e
+            cure = half_cure(self.learner.model)
+            raise DataError(f"network and loss do not take {self._told(batch)}: {first_line(e)}{cure}") from e
         if not isinstance(value, Tensor) or value.ndim:
             raise DataError(f"the loss gives {type(value).__name__}, not a scalar tensor; take the mean over the samples")
         self.learner.backward(value * share)
@@ -247,10 +248,6 @@ class _Loop:
         parts = [(x.dtype, tuple(x.shape)) for x in tree_leaves(batch) if isinstance(x, Tensor)]
         kinds = [f"{str(dtype).removeprefix('torch.')} {shape}" for dtype, shape in parts]
         return f"the first batch of task.train, inputs and target of {', '.join(kinds)}"
-
-    def _cure(self) -> str:
-        narrow = {p.dtype for p in self.learner.model.parameters()} & {torch.float16, torch.bfloat16}
-        return "; the model is in half precision: call model.float()" if narrow else ""
 
     def _mixed(self, inputs: tuple[Tensor, ...], target: Any) -> tuple[tuple[Tensor, ...], Any]:
         settings = self.settings
