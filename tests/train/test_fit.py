@@ -811,7 +811,7 @@ def test_the_mean_of_the_weights_leaves_whole_numbers_alone() -> None:
         def forward(self, x: Tensor) -> Any:
             return self.inner(x[:, self.order])
 
-    net = fit(Ordered(), task(), epochs=3, settings=replace(SETTINGS, ema=0.9))
+    net = fit(Ordered(), task(), epochs=6, settings=replace(SETTINGS, ema=0.9))
     assert net.order.tolist() == [2, 1, 0]
     assert net.table.tolist() == list(range(256))
     small = quantize(network().eval(), data()[0][:1], [data()[0]])
