@@ -63,6 +63,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     if runtime == "onnxruntime":
         means_to_pools(proto)
     _store_integers(proto)
+    _zeros_of_their_own(proto)
     _once(proto)
     biases_in_one_dimension(proto)
     apart(proto, runtime)
@@ -208,6 +209,27 @@ def _store_integers(proto: Any) -> None:
         stored = integers.clamp(limits.min, limits.max).to(zero.dtype)
         proto.graph.node.remove(node)
         _store(proto, node.output[0], stored)
+    _drop_unread(proto)
+
+
+def _zeros_of_their_own(proto: Any) -> None:
+    """Give every stored weight zero points that no other one has.
+
+    torch keeps equal constants once. Where a matrix product shares its zeros with convolutions, OpenVINO keeps them, and with
+    them the weights of all of these, in float, and runs none of them in integers.
+    """
+    from onnx import TensorProto
+
+    held = {t.name: t for t in proto.graph.initializer}
+    computed = {o for n in proto.graph.node if n.op_type != "Cast" for o in n.output} | {i.name for i in proto.graph.input}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[0] not in computed:
+            zero = TensorProto()
+            zero.CopyFrom(held[node.input[2]])
+            zero.name = node.input[2] = f"{node.input[0]}.zero_point"
+            if zero.name not in held:  # else two read the same weight
+                proto.graph.initializer.append(zero)
+                held[zero.name] = zero
     _drop_unread(proto)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.graph.walk import arguments
-from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, PRODUCTS, WEIGHTED, Target
+from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, POOLS, PRODUCTS, WEIGHTED, Target
 
 aten = torch.ops.aten
 
@@ -83,7 +83,7 @@ class _Places:
             source = n.args[0] if n.target in PASSING or _pads_zeros(n) else None
             values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
         if self.target.shared_concat:
-            _share(self.module, values)
+            self._share(values)
         return Placement(weights, values, self.reasons)
 
     def _why_float(self, layer: fx.Node, exclude: Sequence[str], floats: frozenset[str]) -> str:
@@ -92,6 +92,8 @@ class _Places:
         weight = layer.args[1]
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             return "its weight is computed in the network"
+        if any(isinstance(source, fx.Node) and source.op == "get_attr" for source in layer.args[:1]):
+            return "it reads no value of the network, but a weight"
         if any(fnmatch(name, pattern) for pattern in exclude for name in names_of(layer)):
             return "it was excluded"
         if layer.name in floats:
@@ -144,6 +146,31 @@ class _Places:
             node = node.all_input_nodes[0]
         return node in self.weighted and node.target in CONVOLUTIONS
 
+    def _share(self, values: dict[str, str]) -> None:
+        """Concatenated values take the grid of the concatenation, which sees the range of all.
+
+        Not so values that a convolution clips at 0, beside others that go below: with a zero point above the lowest integer
+        ONNX Runtime cannot clip by rounding, and runs that convolution in float; the skips of a U-Net are such values.
+        """
+        for cat in reversed([n for n in self.module.graph.nodes if n.target is aten.cat.default]):
+            below = any(not _is_never_negative(part) for part in cat.all_input_nodes)
+            for part in cat.all_input_nodes:
+                alone = below and self.target.ends_convolution and self._clips_convolution(origin(part))
+                if part.name in values and cat.name in values and not alone:
+                    old, new = values[part.name], values[cat.name]
+                    values.update({name: new for name, grid in values.items() if grid == old})
+
+    def _clips_convolution(self, node: fx.Node) -> bool:
+        return node.target in self.target.fused and node.all_input_nodes[0] in self.weighted
+
+
+def _is_never_negative(node: fx.Node) -> bool:
+    """Whether what the node does says so."""
+    if node.target in (aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default):
+        return True
+    moves = node.target in PASSING or node.target in POOLS or node.target is aten.cat.default or _pads_zeros(node)
+    return moves and all(_is_never_negative(source) for source in node.all_input_nodes)
+
 
 def _is_depthwise(layer: fx.Node) -> bool:
     weight, source = layer.args[1], layer.args[0]
@@ -178,15 +205,6 @@ def _is_dense(node: fx.Node) -> bool:
     if node.target is not aten.cat.default:
         return False
     return any(sum(r.target is aten.cat.default for r in part.users) > 1 for part in node.all_input_nodes)
-
-
-def _share(module: fx.GraphModule, values: dict[str, str]) -> None:
-    """Concatenated values take the grid of the concatenation, which sees the range of all."""
-    for cat in reversed([n for n in module.graph.nodes if n.target is aten.cat.default]):
-        for part in cat.all_input_nodes:
-            if part.name in values and cat.name in values:
-                old, new = values[part.name], values[cat.name]
-                values.update({name: new for name, grid in values.items() if grid == old})
 
 
 def names_of(layer: fx.Node) -> tuple[str, ...]:
