@@ -174,3 +174,22 @@ def test_weights_that_are_not_finite_are_named(name: str, bad: float) -> None:
     model.state_dict()[name].flatten()[1] = bad
     with pytest.raises(ModelError, match=rf"1 of \d+ values of {name}"):
         check_weights(model)
+
+
+def test_the_length_of_a_tensor_is_as_free_as_its_first_size() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert len([x, x]) == 2
+            y: Tensor = self.layer(x.view(len(x), -1)) / len(x)
+            return y
+
+    net, length = Flat().eval(), len
+    graph = capture(net, torch.randn(2, 3, 4))
+    assert graph.dynamic
+    assert len is length
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(graph.module(x), net(x))

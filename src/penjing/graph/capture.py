@@ -1,14 +1,17 @@
 """Read what a model computes, with ``torch.export``. The graph is a reading: the model is left alone."""
 
+import builtins
 import copy
 import inspect
 import re
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -148,7 +151,7 @@ def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     batch = inputs[0].shape[0] if inputs[0].ndim else None
     dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
     try:
-        with torch.no_grad(), without_torchs_own_noise():
+        with torch.no_grad(), without_torchs_own_noise(), lengths_of_any_batch():
             program = torch.export.export(still, inputs, dynamic_shapes=_nested(still, dims), strict=False)
             module = _plain(program.module(check_guards=False))
             if any(n.target is EINSUM for n in module.graph.nodes):
@@ -166,6 +169,21 @@ def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     _check_sizes(module, still)
     _views_of_any_layout(module)
     return module
+
+
+@contextmanager
+def lengths_of_any_batch() -> Iterator[None]:
+    """Let ``len(x)`` of a tensor be as free as ``x.shape[0]`` while the block runs; Python's own makes a number of it.
+
+    Nothing else has another length for it.
+    """
+    length = builtins.len
+
+    def free(x: Any) -> Any:
+        return x.shape[0] if isinstance(x, Tensor) and x.ndim else length(x)
+
+    with mock.patch.object(builtins, "len", free):
+        yield
 
 
 def _views_of_any_layout(module: fx.GraphModule) -> None:
