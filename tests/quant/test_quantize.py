@@ -162,3 +162,53 @@ def test_weights_of_long_computations_are_settled_at_once() -> None:
 
     x = torch.randn(2, 3, 6, 6)
     assert quantize(Deep(), x, [x]).meta["reasons"] == {}
+
+
+def test_biases_that_are_computed_are_settled_too() -> None:
+    class NormInTheKernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.s, self.b = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 3, 3, 3), (4,), (4,)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.w * self.s.view(-1, 1, 1, 1), self.b - 2 * self.s)
+
+    x, net = torch.randn(4, 3, 6, 6), NormInTheKernel().eval()
+    module = quantize(net, x, [x])
+    assert module.meta["reasons"] == {}
+    assert not any(n.target is torch.ops.aten.sub.Tensor for n in module.graph.nodes)
+    with torch.no_grad():
+        assert float((module(x) - net(x)).norm()) < 0.02 * float(net(x).norm())
+
+
+def test_a_batch_that_the_network_was_not_read_for_is_told() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x.reshape(int(x.shape[0]), 12))
+            return y
+
+    x = torch.randn(8, 3, 4)
+    with pytest.raises(DataError, match=r"takes batches like the example alone, of shape \(2, 3, 4\).*int\(x.shape\[0\]\)"):
+        quantize(Fixed().eval(), x[:2], [x])
+    quantize(Fixed().eval(), x[:2], [x[:2], x[2:4]])
+
+
+def test_layers_that_read_weights_alone_stay_in_float() -> None:
+    """Integers would buy nothing there, and OpenVINO breaks down over them."""
+
+    class Asked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.conv = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 4), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x) * self.key(self.query)[:, :, None, None].sigmoid()
+            return y
+
+    x = torch.randn(4, 3, 6, 6)
+    reasons = quantize(Asked().eval(), x, [x], target="openvino").meta["reasons"]
+    assert list(reasons.values()) == ["it reads no value of the network, but a weight"]

@@ -110,6 +110,19 @@ def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return batches[0] if len(batches) == 1 else tuple(map(torch.cat, zip(*batches, strict=True)))
 
 
+def not_taken(module: fx.GraphModule, inputs: tuple[Tensor, ...], error: Exception) -> DataError:
+    """What is to be said where a network does not run on a batch of the calibration."""
+    shapes = [tuple(x.shape) for x in inputs]
+    only = ""
+    if not takes_any_batch(module):
+        example = next(n for n in module.graph.nodes if n.op == "placeholder").meta["val"]
+        only = (
+            f"; it takes batches like the example alone, of shape {tuple(example.shape)}, since its forward makes a number of "
+            "the batch size, as int(x.shape[0]) or a loop over the samples do: give such batches, or leave the size a tensor's"
+        )
+    return DataError(f"the model does not take what calibration yields, inputs of shape {shapes}: {first_line(error)}{only}")
+
+
 def _check_inputs(module: fx.GraphModule, values: Mapping[str, Observer]) -> None:
     inputs = {n.name: values[n.name] for n in module.graph.nodes if n.op == "placeholder" and n.name in values}
     if inputs and all(bool(o.low == o.high) for o in inputs.values()):
@@ -127,6 +140,7 @@ class _Watch(fx.Interpreter):
         make: Callable[[], Observer],
     ) -> None:
         super().__init__(module)
+        self.network = module
         self.weights = dict[str, Tensor]()
         self.values = {name: make() for name in values}
         self.means, self.least = means, least
@@ -155,10 +169,7 @@ class _Watch(fx.Interpreter):
         try:
             self.run(*(_channels_last(x) for x in inputs))
         except (RuntimeError, TypeError, ValueError, IndexError) as e:  # torch's complaints about shapes
-            shapes = [tuple(x.shape) for x in inputs]
-            raise DataError(
-                f"the model does not take what calibration yields, inputs of shape {shapes}: {first_line(e)}"
-            ) from e
+            raise not_taken(self.network, inputs, e) from e
         if self.wrong:
             raise DataError(f"{self.wrong}; look for NaN or infinity in the images")
 

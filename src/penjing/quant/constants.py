@@ -1,4 +1,4 @@
-"""Weights that a network computes of constants alone, as weight norm and spectral norm do, taken as what comes out."""
+"""Weights and biases that a network computes of constants, as weight norm and spectral norm do, taken as they come out."""
 
 import torch
 from torch import Tensor, fx
@@ -7,25 +7,30 @@ from torch.fx.node import map_arg
 from penjing.quant.editable import attribute, free_name, new_parameter
 from penjing.quant.targets import WEIGHTED
 
+PARTS = {1: "weight", 2: "bias"}  # of a layer, by their places among its arguments
+
 
 def settle_weights(module: fx.GraphModule) -> None:
-    """Give every layer whose weight is computed of parameters and buffers a parameter with that value, in place."""
-    layers = [n for n in module.graph.nodes if n.target in WEIGHTED and _is_computed(n.args[1])]
-    values = _constants(module) if layers else {}
-    for layer in layers:
-        weight = layer.args[1]
-        if weight not in values:
+    """Give every layer whose weight or bias is computed of parameters and buffers a parameter with that value, in place."""
+    layers = [n for n in module.graph.nodes if n.target in WEIGHTED]
+    places = [(n, place) for n in layers for place in PARTS if _is_computed(n.args, place)]
+    values = _constants(module) if places else {}
+    for layer, place in places:
+        part = layer.args[place]
+        if part not in values:
             continue
         paths = [str(path) for path, _ in (layer.meta.get("nn_module_stack") or {}).values() if path]
         owner = paths[-1].removeprefix("L['self'].") if paths else layer.name
-        new = new_parameter(module, layer, free_name(module, f"{owner}.weight"), values[weight].contiguous().clone())
-        new.meta |= {"val": weight.meta["val"], "computed of": tuple(sorted(_sources(weight)))}
-        layer.args = (layer.args[0], new, *layer.args[2:])
+        name = free_name(module, f"{owner}.{PARTS[place]}")
+        new = new_parameter(module, layer, name, values[part].contiguous().clone())
+        new.meta |= {"val": part.meta["val"], "computed of": tuple(sorted(_sources(part)))}
+        layer.update_arg(place, new)
     module.graph.eliminate_dead_code()
 
 
-def _is_computed(weight: object) -> bool:
-    return isinstance(weight, fx.Node) and weight.op == "call_function"
+def _is_computed(arguments: tuple[object, ...], place: int) -> bool:
+    part = arguments[place] if place < len(arguments) else None
+    return isinstance(part, fx.Node) and part.op == "call_function"
 
 
 @torch.no_grad()

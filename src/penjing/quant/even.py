@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from penjing.errors import DataError, first_line
-from penjing.quant.calibrate import together
+from penjing.quant.calibrate import not_taken, together
 from penjing.quant.editable import Editable, attribute
 from penjing.quant.grids import levels
 from penjing.quant.streams import Line, Streams
@@ -104,10 +103,7 @@ class _Watch(fx.Interpreter):
         try:
             self.run(*inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as e:  # torch's complaints about shapes
-            shapes = [tuple(x.shape) for x in inputs]
-            raise DataError(
-                f"the model does not take what calibration yields, inputs of shape {shapes}: {first_line(e)}"
-            ) from e
+            raise not_taken(self.graph_module, inputs, e) from e
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

@@ -24,7 +24,7 @@ class Layer:
 
     node: fx.Node
     weight: str  # name of the parameter, in float
-    bias: str | None  # name of the parameter
+    bias: str | None  # name of the parameter, or of the operation that it is computed by
     axis: int  # dim of the weight that holds the output channels
     grid: Grid
 

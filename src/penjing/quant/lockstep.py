@@ -169,7 +169,9 @@ def parameter(module: fx.GraphModule, name: str) -> Tensor:
 
 
 def own(module: fx.GraphModule, name: str) -> bool:
-    """Whether a parameter of a network, before grids are put into it, is read once."""
+    """Whether that is a parameter of a network, before grids are put into it, and is read once."""
+    if not any(n.op == "get_attr" and n.target == name for n in module.graph.nodes):
+        return False  # it is computed from the input
     value = parameter(module, name)
     reads = [n for n in module.graph.nodes if n.op == "get_attr" and tensor(module, n) is value]
     return sum(len(n.users) for n in reads) == 1
