@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from penjing.errors import PenjingError
-from penjing.files import alone, digest, finite, read_json, read_tensors, remove_parts, whole_file, write_json, write_tensors
+from penjing.files import (
+    alone,
+    check_writable,
+    digest,
+    finite,
+    read_json,
+    read_tensors,
+    remove_parts,
+    whole_file,
+    write_json,
+    write_tensors,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -185,3 +196,14 @@ def test_one_process_works_in_a_folder_at_a_time(tmp_path: Path) -> None:
 
 def test_json_has_no_word_for_infinity() -> None:
     assert finite({"a": [1.0, float("inf")], "b": (float("nan"), "c")}) == {"a": [1.0, None], "b": [None, "c"]}
+
+
+def test_what_cannot_be_written_is_told_before_the_work_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in ("file/a.json", "file/below/a.json", "folder"):
+        with pytest.raises(PenjingError, match=f"cannot write .*{place}.*can be written to"):
+            check_writable(tmp_path / place)
+    check_writable(tmp_path / "new" / "a.json")
+    check_writable(tmp_path / "file")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}

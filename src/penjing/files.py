@@ -19,6 +19,7 @@ from torch import Tensor
 from penjing.errors import PenjingError, RecipeError
 
 PART = ".part"  # what names of unfinished files end with
+PLACE = "give a file in a folder that can be written to"
 LOCK = ".lock"  # what is locked by the process that works in a folder
 TORCHS = (".pt", ".pth", ".bin", ".ckpt")  # what names of files end with that torch.save wrote
 
@@ -45,7 +46,25 @@ def whole_file(path: Path, error: type[PenjingError] = PenjingError) -> Iterator
             part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as e:
         why = e.strerror if isinstance(e, OSError) and e.strerror else e
-        raise error(f"cannot write {path}: {why}; give a file in a folder that can be written to and has room") from e
+        raise error(f"cannot write {path}: {why}; {PLACE} and has room") from e
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work is done that would go into it; nothing is made.
+
+    Raises:
+        PenjingError: A folder has its name, a file is where a folder should be, or there is no permission.
+    """
+    there = next(p for p in path.absolute().parents if p.exists())
+    why = ""
+    if path.is_dir():
+        why = "Is a directory"
+    elif not there.is_dir():
+        why = f"{there} is no directory"
+    elif not os.access(there, os.W_OK):
+        why = "Permission denied"
+    if why:
+        raise PenjingError(f"cannot write {path}: {why}; {PLACE}")
 
 
 def _umask() -> int:

@@ -219,6 +219,19 @@ def check_metric(task: Task, run: Run) -> Score:
         return scored(task.metric, run, task.search)
 
 
+def try_metric(task: Task, run: Run) -> None:
+    """As ``check_metric``, of a network that is to be trained yet: NaN and infinity may pass with that.
+
+    Raises:
+        DataError: It fails, or gives something else than a ``Score`` with one number a sample.
+    """
+    try:
+        check_metric(task, run)
+    except NoScore as e:
+        if e.__cause__ is not None:
+            raise
+
+
 class NoScore(DataError):
     """A metric fails or gives no number, which more batches may change."""
 

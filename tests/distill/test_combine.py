@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.distill import CosineRamp, Lesson, Ramp, as_teacher_loss, hint, kl, similarity, weighted, with_labels
+from penjing.distill import CosineRamp, Lesson, Ramp, TeacherLoss, as_teacher_loss, hint, kl, similarity, weighted, with_labels
 from penjing.errors import ModelError, RecipeError
 from tests.distill.lessons import STUDENT, TEACHER, drawn, on_outputs, whole
 
@@ -100,3 +101,12 @@ def test_what_it_is_known_by_names_functions_and_not_where_they_lie() -> None:
     assert not any(" at 0x" in text for text in texts)
     assert texts[1] == texts[2] and len(set(texts)) == len(texts) - 1
     assert "test_combine.faded" in texts[0] and "label_smoothing=0.1" in texts[-1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [("kl", "the loss is 'kl'"), (kl, r"kl, which makes one; call it: kl\(...\)"), (TeacherLoss, "which makes one; call it")],
+)
+def test_what_is_no_loss_is_refused(loss: Any, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        as_teacher_loss(loss)

@@ -610,12 +610,12 @@ def test_all_settings_together_can_be_interrupted(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_is_kept_and_patience_ends() -> None:
-    values = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
+    values = iter([0.0, 0.1, 0.5, 0.4, 0.3, 0.9, 0.9])  # the first before anything is trained
 
     def metric(_run: Any, _split: Any) -> Score:
         return Score(next(values), 1, np.ones(1))
 
-    own = replace(task(), metric=metric)
+    own = replace(task(), metric=metric, search=batches())
     told: list[Epoch] = []
     fit(network(), own, epochs=6, settings=replace(SETTINGS, keep="best", patience=2), on_epoch=told.append)
     assert [e.metric for e in told] == [0.1, 0.5, 0.4, 0.3]
@@ -624,11 +624,11 @@ def test_the_best_epoch_is_kept_and_patience_ends() -> None:
     def looking(run: Any, split: Any) -> Score:
         del split
         nets.append({"y": run(data()[0])})
-        return Score([0.1, 0.5, 0.4][len(nets) - 1], 1, np.ones(1))
+        return Score([0.0, 0.1, 0.5, 0.4][len(nets) - 1], 1, np.ones(1))
 
-    found = fit(network(), replace(task(), metric=looking), epochs=3, settings=replace(SETTINGS, keep="best"))
-    torch.testing.assert_close(found(data()[0]), nets[1]["y"])
-    assert not torch.allclose(nets[1]["y"], nets[2]["y"])
+    found = fit(network(), replace(task(), metric=looking, search=batches()), epochs=3, settings=replace(SETTINGS, keep="best"))
+    torch.testing.assert_close(found(data()[0]), nets[2]["y"])
+    assert not torch.allclose(nets[2]["y"], nets[3]["y"])
 
 
 def test_a_loss_that_explodes_stops() -> None:
@@ -765,7 +765,7 @@ def test_the_metric_sees_what_a_file_would_answer(net: Callable[[], nn.Module], 
     whole = replace(task(loss=lambda y, t: F.cross_entropy(y["y"] if isinstance(y, dict) else y, t)), search=batches())
     settings = Training(precision=precision, lr=0.1, keep="best")
     trained = fit(net(), replace(whole, metric=metric), epochs=2, settings=settings)
-    assert kinds == 2 * [{torch.float64 if precision == "64-true" else torch.float32}]
+    assert kinds == 3 * [{torch.float64 if precision == "64-true" else torch.float32}]  # once before, to try it
     assert {p.dtype for p in trained.parameters()} == {torch.float32}  # as it came
 
 
@@ -970,3 +970,15 @@ def test_any_seed_and_what_a_teacher_does_not_take() -> None:
         fit(network(), task([(x[:, :2], y) for x, y in batches()]), epochs=1, settings=SETTINGS, teacher=network(), loss=kl())
     with pytest.raises(RecipeError, match=r"kl\.temperature is 'abc'"):
         kl("abc")  # type: ignore[arg-type]
+
+
+def test_a_metric_that_is_watched_is_tried_before_anything_is_trained() -> None:
+    def broken(_run: Any, _batches: Any) -> Any:
+        return 0.5
+
+    trained: list[Any] = []
+    with pytest.raises(DataError, match=r"task\.metric returns float"):
+        fit(network(), replace(task(), search=batches(), metric=broken), epochs=1, settings=replace(SETTINGS, watch=True),
+            on_epoch=trained.append)  # fmt: skip
+    assert not trained
+    fit(network(), replace(task(), search=batches(), metric=broken), epochs=1, settings=SETTINGS)  # which does not look at it

@@ -19,7 +19,7 @@ from penjing.plan import ChannelPlan
 from penjing.progress import silent
 from penjing.prune.store import save
 from penjing.recipe import load_task
-from penjing.task import Task, as_tuple, check_metric, check_task
+from penjing.task import Task, as_tuple, check_task
 from penjing.train import Lessons, Taught, Training, teach
 
 DERIVED = "distilled.safetensors"  # a student made from its teacher, with the plan, for penjing.load
@@ -68,8 +68,6 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
         loss=learned,
     )
     goal = load_task(target_data, what="--target-data") if target_data else None
-    for each in (task, goal or task):
-        check_metric(each, small)
     talks = ranks.is_writer()
     taught = teach(
         big, small, task, out, target=goal, lessons=lessons,

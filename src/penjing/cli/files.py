@@ -24,7 +24,7 @@ from penjing.cli.app import (
 )
 from penjing.errors import DataError, ExportError, RecipeError
 from penjing.export import RUNTIMES, Artifact, Runner, export, fixed_batch, left_in_float
-from penjing.files import digest
+from penjing.files import check_writable, digest
 from penjing.measure import compare, cores
 from penjing.quant import quantize, target_named
 from penjing.recipe import load_task
@@ -90,6 +90,7 @@ def export_command(
 
     Example: `penjing export --model my_net:build --weights w.safetensors --data my_net:task --int8 --out net.onnx`
     """
+    check_writable(out)
     net, task = network(model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
     if int8:

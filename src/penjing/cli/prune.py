@@ -26,6 +26,7 @@ from penjing.cli.app import (
     say,
 )
 from penjing.errors import RecipeError
+from penjing.files import check_writable
 from penjing.graph import capture
 from penjing.measure import inspect, macs, parameters
 from penjing.prune import plan_channels, prune_channels, verify_pruned
@@ -80,6 +81,8 @@ def prune_command(  # noqa: PLR0913 - one parameter an option
 
     Example: `penjing prune --model my_net:build --weights w.safetensors --shape 3,224,224 --ratio 0.5 --out small.safetensors`
     """
+    if out is not None:
+        check_writable(out)
     net, task = network(model, weights), load_task(data) if data else None
     if refitted and task is None:
         raise RecipeError("--refit fits layers to what they gave on images, and there are none; give --data my_net:task")

@@ -29,6 +29,7 @@ from penjing.cli.app import (
 from penjing.distill.logits import is_classes
 from penjing.errors import RecipeError
 from penjing.export import RUNTIMES, left_in_float
+from penjing.files import check_writable
 from penjing.graph import load_onnx
 from penjing.measure import cores
 from penjing.quant import GRIDS, OBSERVERS, ROUNDINGS, Quantizer, Scheme, target_named
@@ -73,6 +74,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     Example: `penjing quantize model.onnx --data my_net:task --target openvino --out int8.onnx`
     """
     threads = threads or cores()
+    check_writable(out)
     net, task = _given(file, model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net))
     drop = parse_drop(in_points(max_drop or "0.5") or "")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from penjing.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -63,8 +65,19 @@ class _Given(TeacherLoss):
 
 
 def as_teacher_loss(loss: Callable[[Lesson], Tensor]) -> TeacherLoss:
-    """``loss`` itself where it is a ``TeacherLoss``; else one that calls it."""
-    return loss if isinstance(loss, TeacherLoss) else _Given(loss)
+    """``loss`` itself where it is a ``TeacherLoss``; else one that calls it.
+
+    Raises:
+        RecipeError: It cannot be called, or makes losses and is none.
+    """
+    if isinstance(loss, TeacherLoss):
+        return loss
+    if not callable(loss):
+        raise RecipeError(f"the loss is {loss!r}; give one of penjing.distill, such as distill.kl(), or a function of a Lesson")
+    makes = getattr(loss, "__annotations__", {}).get("return")
+    if isinstance(loss, type) or makes in (TeacherLoss, TeacherLoss.__name__):
+        raise RecipeError(f"the loss is {told(loss)}, which makes one; call it: {getattr(loss, '__name__', 'it')}(...)")
+    return _Given(loss)
 
 
 def told(value: Any) -> str:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
@@ -19,7 +19,7 @@ from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError, first_line
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Task, as_a_file, as_tuple, first_batch, half_cure
+from penjing.task import Batches, Run, Task, as_a_file, as_tuple, first_batch, half_cure, try_metric
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -84,7 +84,8 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
         TrainingError: The loss is not finite or has exploded; the last checkpoint stays. Or the checkpoint belongs to
             another run.
         DataError: ``task.train`` is empty, yields what network and loss do not take, or does not give the same number of
-            batches every time, or one of them has a single sample, which a batch norm cannot normalize.
+            batches every time, or one of them has a single sample, which a batch norm cannot normalize; or the metric, where
+            it is watched, gives no score.
         RecipeError: A setting is out of range, or the pattern of ``sparsity`` does not divide a layer.
         ModelError: ``sparsity`` finds no weights to cut, or fewer that are not zero than are to stay; teacher and student do
             not go together; a module that ``loss`` compares is not there.
@@ -108,6 +109,9 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
             raise DataError(f"the networks or the loss do not take the first batch of task.train: {first_line(e)}") from e
         learner = Learner(model, settings, two_of(batch[0]), teacher=teacher, loss=told.loss, sparsity=sparsity)
         loop = _Loop(learner, task, epochs, steps, told, augment, Path(checkpoint) if checkpoint else None)
+        if settings.watched:
+            with loop.answering() as run:
+                try_metric(task, run)
         loop.begin()
         with Logs(Path(logs) if logs else None) as log, progress("training", epochs * steps) as advance:
             for epoch in loop.run(advance):
@@ -290,12 +294,16 @@ class _Loop:
     def _metric(self) -> float | None:
         if not self.settings.watched:
             return None
+        with self.answering() as run, torch.no_grad():
+            return float(self.task.metric(shared_run(run), self.task.search).value)
+
+    @contextmanager
+    def answering(self) -> Iterator[Run]:
+        """The network as it is by now, as a file of it would answer; in eval mode while the block runs."""
         net = self.learner.current()
         mode = net.training
         try:
-            run = shared_run(as_a_file(self.learner.answering(net.eval())))
-            with torch.no_grad():
-                return float(self.task.metric(run, self.task.search).value)
+            yield as_a_file(self.learner.answering(net.eval()))
         finally:
             net.train(mode)
 

@@ -18,7 +18,7 @@ from penjing.distill import Lesson, as_teacher_loss, imitate
 from penjing.errors import RecipeError, TrainingError
 from penjing.files import alone, digest_of, finite, read_tensors, remove_parts, write_json, write_tensors
 from penjing.progress import Progress, silent
-from penjing.task import Score, Task, as_a_file, check_task
+from penjing.task import Score, Task, as_a_file, check_task, try_metric
 from penjing.train.fit import Epoch, fit
 from penjing.train.settings import Training
 
@@ -116,6 +116,8 @@ def teach(
     check_task(task, teacher, labels=bool(lessons.teacher_epochs))
     check_task(task, student, labels=False)
     check_task(target, student, labels=bool(lessons.finetune_epochs) and lessons.finetune_loss is None)
+    for each, net in ((task, teacher), (task, student), (target, student)):
+        try_metric(each, net)
     out = Path(out)
     with alone(out) if ranks.is_writer() else nullcontext():
         return _taught(teacher, student, task, target, _School(out, say, progress), lessons)
