@@ -340,3 +340,47 @@ def test_skips_of_u_nets_come_out_of_integers(up: str, target: str, tmp_path: Pa
     floats = [k.op for k in file.kernels() if k.weighted and k.precision != "int8"]
     assert floats == (["ConvTranspose"] if (up, target) == ("transposed", "onnxruntime") else [])
     assert file.agreement(module, x, "f32").cosine > 0.9999
+
+
+@pytest.mark.parametrize("channels", [96, 120, 128])
+def test_convolutions_of_one_position_in_wide_groups(channels: int, tmp_path: Path) -> None:
+    """OpenVINO gives anything where groups do not fill the tiles of AMX; these run in float, the others in integers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 2 * channels, 3), nn.ReLU(), nn.Conv2d(2 * channels, 32, 1, groups=2)).eval()
+    x = torch.randn(4, 3, 10, 10)
+    module = pj.quantize(net, x, [x], target="openvino")
+    assert bool(module.meta["reasons"]) == (channels != 128)
+    assert pj.export(module, x, tmp_path / "net.onnx", target="openvino").agreement(module, x, "f32").cosine > 0.99999
+
+
+class Aggregated(nn.Module):
+    """Queries, keys and values at two scales, as in EfficientViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.wide = nn.Conv2d(3, 96, 3, padding=1), nn.Conv2d(96, 96, 5, padding=2, groups=96)
+        self.mixed, self.b = nn.Conv2d(96, 96, 1, groups=6), nn.Conv2d(192, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        z = torch.cat([y, self.mixed(self.wide(y))], 1)
+        q = z.flatten(2) / 100
+        found: Tensor = self.b((q @ q.transpose(1, 2) @ q).view(z.shape))
+        return found
+
+
+@pytest.mark.parametrize("target", BOTH)
+def test_products_of_values_that_are_concatenated_of_integers_and_floats(target: str, tmp_path: Path) -> None:
+    """OpenVINO refused the file where the processor has bfloat16."""
+    torch.manual_seed(0)
+    net, x = Aggregated().eval(), torch.randn(2, 3, 12, 12)
+    module = pj.quantize(net, x, [x], target=target)
+    file = pj.export(module, x, tmp_path / "net.onnx", target=target)
+    assert file.on("openvino").agreement(module, x).cosine > 0.99
+
+
+def test_a_layer_whose_name_looks_like_resizing(tmp_path: Path) -> None:
+    net = nn.Sequential()
+    net.add_module("down_aa", nn.Conv2d(3, 4, 3))
+    x = torch.randn(2, 3, 8, 8)
+    assert pj.export(net.eval(), x, tmp_path / "net.onnx", target="openvino").agreement(net, x, "f32").cosine > 0.99999

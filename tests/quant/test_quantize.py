@@ -181,6 +181,20 @@ def test_biases_that_are_computed_are_settled_too() -> None:
         assert float((module(x) - net(x)).norm()) < 0.02 * float(net(x).norm())
 
 
+def test_weights_that_are_computed_of_several_values_at_once_are_settled() -> None:
+    class Standardized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            spread, mean = torch.std_mean(self.w, dim=(1, 2, 3), keepdim=True)
+            return nn.functional.conv2d(x, (self.w - mean) / spread)
+
+    x = torch.randn(2, 3, 6, 6)
+    assert quantize(Standardized(), x, [x]).meta["reasons"] == {}
+
+
 def test_a_batch_that_the_network_was_not_read_for_is_told() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:

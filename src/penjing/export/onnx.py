@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
+from penjing.export.floats import keep_floats
 from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
@@ -69,6 +70,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     apart(proto, runtime)
     _integer_biases(proto)
     pads_into_convolutions(proto)
+    if runtime == "onnxruntime":
+        keep_floats(proto)
     reasons = name_layers(proto, module)
     _strip(proto)
     with whole_file(destination, ExportError) as part:
@@ -98,7 +101,11 @@ def _check_resizing(module: fx.GraphModule) -> None:
         ExportError: A map is made smaller with antialiasing.
     """
     for node in module.graph.nodes:
-        if "_aa" in str(node.target) and node.meta["val"].numel() < node.args[0].meta["val"].numel():
+        if (
+            node.op == "call_function"
+            and "_aa" in str(node.target)
+            and node.meta["val"].numel() < node.args[0].meta["val"].numel()
+        ):
             raise ExportError(
                 f"OpenVINO makes maps smaller with antialiasing otherwise than torch ({node.name}); resize without "
                 "antialias=True, or before the network"

@@ -4,6 +4,7 @@ from typing import Any
 
 from penjing.export.pools import sizes
 
+MOVES = ("Slice", "Split", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Pad", "Relu", "Identity")
 EXTREMES = ("ReduceMax", "ReduceMin", "GlobalMaxPool")
 NOTHING = 1e-30  # a bias that adds nothing to any value, and that no runtime removes
 
@@ -37,8 +38,10 @@ def apart(proto: Any, runtime: str) -> None:
 
     Behind every maximum and minimum over positions or channels: it runs a grid that follows inside of these, and gives wrong
     values. Before every shuffle of channels into positions that reads integers: it cannot move the zero point of joined values
-    through. In files for it, before grouped convolutions of three dimensions that read values with a zero point, which it gets
-    wrong; they run in float then. Additions, products and ReLUs it fuses as well, but not a maximum of two values.
+    through. Behind concatenations of integers and floats that a product of two values reads: it finds no kernel for these where
+    the processor computes in bfloat16. In files for it, before grouped convolutions of three dimensions that read values with a
+    zero point, which it gets wrong; they run in float then. Additions, products and ReLUs it fuses as well, but not a maximum
+    of two values.
     """
     from onnx import TensorProto
 
@@ -47,9 +50,10 @@ def apart(proto: Any, runtime: str) -> None:
     values = (*proto.graph.value_info, *proto.graph.output)
     floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     decoded = {n.output[0]: n for n in proto.graph.node if n.op_type == "DequantizeLinear"}
-    shifted = _shifted(proto)
+    shifted, multiplied = _shifted(proto), _multiplied(proto)
     for node in list(proto.graph.node):
-        if node.op_type in EXTREMES and node.output[0] in floats:
+        mixed = node.op_type == "Concat" and node.output[0] in multiplied and len({i in decoded for i in node.input}) == 2
+        if (node.op_type in EXTREMES and node.output[0] in floats) or mixed:
             given = node.output[0]
             node.output[0] = f"{given}.found"
             _insert(proto, node, node.output[0], given, behind=True)
@@ -67,6 +71,16 @@ def _shifted(proto: Any) -> set[str]:
 
     scalars = [t for t in proto.graph.initializer if not t.dims]
     return {t.name for t in scalars if numpy_helper.to_array(t).any()}
+
+
+def _multiplied(proto: Any) -> set[str]:
+    """The values that products of two values read, perhaps moved or clipped in between."""
+    made = {o: n for n in proto.graph.node for o in n.output}
+    seen = [i for n in proto.graph.node if n.op_type == "MatMul" for i in n.input]
+    for name in seen:
+        if name in made and made[name].op_type in MOVES and made[name].input[0] not in seen:
+            seen.append(made[name].input[0])
+    return set(seen)
 
 
 def _is_grouped_in_3d(node: Any) -> bool:

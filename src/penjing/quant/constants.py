@@ -1,5 +1,7 @@
 """Weights and biases that a network computes of constants, as weight norm and spectral norm do, taken as they come out."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -34,9 +36,9 @@ def _is_computed(arguments: tuple[object, ...], place: int) -> bool:
 
 
 @torch.no_grad()
-def _constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
-    """The values that follow from the network's own tensors, the same at every call."""
-    found: dict[fx.Node, Tensor] = {}
+def _constants(module: fx.GraphModule) -> dict[fx.Node, Any]:
+    """The values that follow from the network's own tensors, the same at every call: tensors, or several at once."""
+    found: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr" and (held := attribute(module, node)) is not None:
             found[node] = held
@@ -44,7 +46,7 @@ def _constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
         if node.op == "call_function" and not by_chance and all(n in found for n in node.all_input_nodes):
             args, named = (map_arg(given, found.__getitem__) for given in (node.args, node.kwargs))
             value = node.target(*args, **named)
-            if isinstance(value, Tensor):
+            if all(isinstance(part, Tensor) for part in (value if isinstance(value, tuple) else [value])):
                 found[node] = value
     return found
 

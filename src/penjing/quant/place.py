@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.graph.walk import arguments
-from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, POOLS, PRODUCTS, WEIGHTED, Target
+from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, POOLS, PRODUCTS, WEIGHTED, Target, has_tailed_groups
 
 aten = torch.ops.aten
 
@@ -98,15 +98,22 @@ class _Places:
             return "it was excluded"
         if layer.name in floats:
             return "integers cost too much there, in accuracy or in time"
+        return self._why_not_in(layer, weight.meta["val"].shape) or self._reads_coarse(layer)
+
+    def _why_not_in(self, layer: fx.Node, weight: Sequence[int]) -> str:
+        """Why the target runs the layer in float; empty where it does not."""
         if layer.target not in self.target.weighted:
             return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
+        groups = arguments(layer).get("groups", 1)
+        if not self.target.tailed_groups and layer.target in CONVOLUTIONS and has_tailed_groups(weight, groups):
+            return f"{self.target.runtime} has no right int8 kernel for so many channels in groups"
         if not self.target.depthwise and _is_depthwise(layer):
             return "depthwise convolutions were faster in float"
         if not self.target.first and layer is self.layers[0]:
             return "the first layer was faster in float"
         if not self.target.pooled and _is_pooled(layer):
             return "convolutions of one position were faster in float"
-        return self._reads_coarse(layer)
+        return ""
 
     def _reads_coarse(self, node: fx.Node) -> str:
         """Why no grid fits what the node reads; empty where one does."""

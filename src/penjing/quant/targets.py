@@ -73,6 +73,7 @@ class Target:
         depthwise: Whether convolutions of one input channel a group run in int8.
         pooled: Whether convolutions that read maps of one position, as in squeeze-excite, run in int8; a linear head does.
         first: Whether the first layer runs in int8.
+        tailed_groups: Whether it is right in int8 over groups of channels that do not fill tiles, see ``has_tailed_groups``.
         weight_bits: The most bits of a weight that cannot overflow.
         lanes: Channels that its int8 kernels take at a time; other widths are padded and cost as much.
         needs: What the CPU must have for the file to be exact and fast.
@@ -91,6 +92,7 @@ class Target:
     depthwise: bool = True
     pooled: bool = True
     first: bool = True
+    tailed_groups: bool = True
     weight_bits: int = 8
     lanes: int = 16
     needs: str
@@ -106,6 +108,7 @@ class Target:
             raise RecipeError(f"target {self.name} has weight_bits {self.weight_bits}; give 2 to 8")
 
 
+TILE = 64  # 8-bit numbers in a row of an AMX tile
 VNNI = "x86 with VNNI (AVX512-VNNI or AVX-VNNI), or ARM with dot products"
 OLDER = "x86 with AVX2 and no VNNI: pairs of 8-bit products overflow 16 bits there, so weights have 7"
 
@@ -127,6 +130,7 @@ OPENVINO = Target(
     ends_convolution=False,
     shared_concat=True,
     channels_first=True,
+    tailed_groups=False,  # what it gives with AMX (2026.4) has nothing to do with the answer
     needs=VNNI,
 )
 TARGETS = {
@@ -134,6 +138,11 @@ TARGETS = {
     for base in (ONNXRUNTIME, OPENVINO)
     for t in (base, replace(base, name=f"{base.name}-avx2", weight_bits=7, needs=OLDER))
 }
+
+
+def has_tailed_groups(weight: Sequence[int], groups: int) -> bool:
+    """Whether a convolution of one position, of a weight of that shape, has groups of more channels than a tile and a rest."""
+    return groups > 1 and all(n == 1 for n in weight[2:]) and weight[1] > TILE and weight[1] % TILE != 0
 
 
 def variants(target: Target) -> dict[str, Target]:
