@@ -94,6 +94,21 @@ def test_a_layer_whose_input_no_grid_fits_stays_in_float() -> None:
     assert far > 0.3
 
 
+def test_a_convolution_whose_output_no_grid_fits_stays_in_float_where_it_needs_one() -> None:
+    """As before ONNX Runtime; to round its weights alone would buy nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False), nn.ReLU(), nn.Conv2d(1, 4, 1)).eval()
+    net[0].weight.data.copy_(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))  # type: ignore[union-attr, operator]
+    alike = torch.rand(8, 1, 24, 24)
+    other = alike + 0.02 * torch.randn_like(alike)
+    other[:, :, ::12, ::12] = -30
+    x = torch.cat([alike, other], 1)
+    for target, floats in (("onnxruntime", ["conv2d", "conv2d_1"]), ("openvino", ["conv2d_1"])):
+        reasons = quantize(net, x, [x], target=target).meta["reasons"]
+        assert sorted(reasons) == floats, target
+        assert all("in relu would become zero" in why for why in reasons.values())
+
+
 def test_biases_are_what_int8_kernels_add_and_never_overflow() -> None:
     torch.manual_seed(0)
     model, x = nn.Conv2d(3, 8, 3).eval(), torch.randn(4, 3, 8, 8)

@@ -98,7 +98,7 @@ class _Places:
             return "it was excluded"
         if layer.name in floats:
             return "integers cost too much there, in accuracy or in time"
-        return self._why_not_in(layer, weight.meta["val"].shape) or self._reads_coarse(layer)
+        return self._why_not_in(layer, weight.meta["val"].shape) or self._reads_coarse(layer) or self._gives_coarse(layer)
 
     def _why_not_in(self, layer: fx.Node, weight: Sequence[int]) -> str:
         """Why the target runs the layer in float; empty where it does not."""
@@ -124,6 +124,13 @@ class _Places:
             if source.target in PASSING:
                 sources += source.all_input_nodes
         return ""
+
+    def _gives_coarse(self, layer: fx.Node) -> str:
+        """Why no grid fits what a convolution ends in, where it needs one to run in integers."""
+        if not self.target.ends_convolution or layer.target not in CONVOLUTIONS:
+            return ""
+        ends = [layer, *(n for n in layer.users if n.target in self.target.fused and len(layer.users) == 1)]
+        return self.coarse.get(ends[-1].name, "")
 
     def _after_integers(self, node: fx.Node) -> bool:
         """Whether what the node reads comes out of int8 kernels: all that an addition reads, something of what others do."""
