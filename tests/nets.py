@@ -834,6 +834,7 @@ MIXING: dict[str, Make] = {
 
 # Those that say with numbers of their own how many channels there are, and so get a forward in which these are rewritten.
 REWRITTEN: dict[str, Make] = {
+    "view_of_its_length": _between(lambda _m, x: x.view(len(x), 16, -1).unflatten(2, (8, 8))),
     "view": _between(lambda _m, x: x.view(x.shape[0], 16, -1).unflatten(2, (8, 8))),
     "view_and_mean": net(lambda m, x: m.head(F.relu(m.a(x)).view(-1, 16, 64).mean(2)), a=conv(3, 16), head=head(16)),
     "view_flat": net(lambda m, x: m.head(F.relu(m.a(x)).view(-1, 16 * 64)), a=conv(3, 16), head=head(16 * 64)),
@@ -896,7 +897,7 @@ AWKWARD: dict[str, Make] = {
 
 # Those that cannot be cut as they are written: no wrong network may be handed back.
 UNWILLING: dict[str, Make] = {
-    "view_of_a_counted_batch": _between(lambda _m, x: x.view(len(x), 16, -1).unflatten(2, (8, 8))),
+    "view_of_a_counted_batch": _between(lambda _m, x: x.view(int(x.shape[0]), 16, -1).unflatten(2, (8, 8))),
     "four_groups_as_batch": _between(less_its_group),
     "deinterleaved": (
         _between(lambda _m, x: x.view(len(x), x.shape[1] // 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape))),

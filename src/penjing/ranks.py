@@ -4,6 +4,7 @@ Where a program runs alone, there is one rank, 0, and everything here is trivial
 processes; ``join`` brings them together.
 """
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,14 +39,23 @@ def join() -> None:
     devices, nodes = launched()
     if devices * nodes > 1 and not _joined():
         number = int(os.environ["RANK"] if "RANK" in os.environ else os.environ["SLURM_PROCID"])
+        # Read later, its defaults would hold the group, whose threads would then outlive it: one exit in twenty aborted.
+        import torch.distributed.nn.functional
+
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, rank=number, world_size=devices * nodes, timeout=PATIENCE)
+        atexit.register(_part)  # of programs that do not leave
 
 
 def leave() -> None:
     """Part, once all are here: the last call of a program of several processes, else one may end while others still talk."""
     if _joined():
         distributed.barrier()
+        _part()
+
+
+def _part() -> None:
+    if _joined():
         distributed.destroy_process_group()
 
 

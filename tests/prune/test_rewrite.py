@@ -162,7 +162,7 @@ def test_a_forward_that_counts_its_batch_is_refused() -> None:
 
     class Counting(Written):
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.head(self.again(self.enter(x).view(len(x), 16, 8, 8)).flatten(1))
+            out: Tensor = self.head(self.again(self.enter(x).view(int(x.shape[0]), 16, 8, 8)).flatten(1))
             return out
 
     model, x = randomized(Counting()).double(), inputs(IMAGE, dtype=torch.float64)

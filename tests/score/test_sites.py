@@ -6,7 +6,7 @@ from penjing.graph import capture
 from penjing.score import Evidence, fisher, taylor
 from penjing.score.sites import Tapped, all_sites, norm_scales, reading_sites
 from penjing.zoo import MobileNet
-from tests.nets import CUTTABLE, IMAGE
+from tests.nets import IMAGE, conv, head, net, pooled
 from tests.oracle import inputs, randomized
 
 
@@ -49,7 +49,11 @@ def test_a_tap_sees_values_and_changes_only_what_it_is_told_to(evidence: Evidenc
 @pytest.mark.parametrize("criterion", [taylor, fisher])
 def test_samples_that_cannot_be_told_apart_are_not_mixed_up(criterion: object) -> None:
     """Here channels are folded into the batch, by a number that is fixed when the model is read."""
-    model, (x,) = CUTTABLE["groups_as_batch"](), inputs(IMAGE, 2)
+    make = net(
+        lambda m, x: m.head(pooled(m.c(m.a(x).view(4 * int(x.shape[0]), 4, 8, 8)).view(int(x.shape[0]), 16, 8, 8))),
+        a=conv(3, 16), c=conv(4, 4), head=head(16),
+    )  # fmt: skip
+    model, (x,) = make(), inputs(IMAGE, 2)
     evidence = Evidence.of(capture(model, x), [(x, torch.tensor([0, 1]))])
     assert not evidence.graph.dynamic
     with pytest.raises(ModelError, match="one by one"):
