@@ -1,13 +1,14 @@
-"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about 6 minutes)
+"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about 8 minutes)
 
-``make test`` leaves out what is marked ``slow``: runs on several processes, runs that are killed, and the code of the longer
-pages. This runs exactly those (``make slow``) and writes slow_tests.json and slow_tests.md. The exit code is that of pytest.
+``make test`` leaves out what is marked ``slow``: runs on several processes, runs that are killed, all kinds of networks on both
+runtimes, and the code of the longer pages. This runs exactly those (``make slow``) and writes slow_tests.json and slow_tests.md. The exit code is that of pytest.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +30,19 @@ def ran(report: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["test"])
 
 
+def together(rows: list[dict[str, Any]]) -> list[tuple[str, str, float]]:
+    """Each test once, however many cases it has: its name, how they ended, and their seconds."""
+    tests: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        tests.setdefault(row["test"].partition("[")[0], []).append(row)
+    found = []
+    for name, cases in tests.items():
+        ended = Counter(case["outcome"] for case in cases)
+        outcome = ", ".join(f"{n} {how}" if len(cases) > 1 else how for how, n in ended.items())
+        found.append((name, outcome, sum(case["seconds"] for case in cases)))
+    return found
+
+
 def told(kept: dict[str, Any]) -> str:
     m, rows = kept["machine"], kept["rows"]
     passed = sum(row["outcome"] == "passed" for row in rows)
@@ -40,7 +54,7 @@ def told(kept: dict[str, Any]) -> str:
         "",
         "| test | outcome | s |",
         "|---|---|---:|",
-        *(f"| `{row['test']}` | {row['outcome']} | {row['seconds']:.1f} |" for row in rows),
+        *(f"| `{name}` | {outcome} | {seconds:.1f} |" for name, outcome, seconds in together(rows)),
         "",
         f"On {m['cpu']}, {m['cores']} core(s); torch {m['torch']}, onnxruntime {m['onnxruntime']}, openvino {m['openvino']}.",
     ]

@@ -20,12 +20,13 @@ BY_CHANCE = {"dropout_always_on"}
 IN_HALF = {"autocast_inside"}  # whose float is bfloat16, where rounding differs from machine to machine
 NOT_IN_ONNX = {"of_mixed_kernels", "of_mixed_kernels, rewritten"}  # as many groups as samples
 CHAINS = st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=4)
+OF_ONE_SIZE = {"view_of_a_counted_batch"}  # of batch: two samples, as everywhere in the tests
 STEP = 0.03  # share of how far samples differ: values within rounding of a half may fall to either side
 
 
-def differs(net: nn.Module, shapes: Shapes, target: str, out: Path) -> float:
+def differs(net: nn.Module, shapes: Shapes, target: str, out: Path, *, samples: int = 8) -> float:
     """How far the file in integers is from its module, as a share of how far the module's answers are from their mean."""
-    x = inputs(shapes, 8)
+    x = inputs(shapes, samples)
     module = pj.quantize(net, tuple(v[:2] for v in x), [x if len(x) > 1 else x[0]], target=target)
     file = pj.export(module, tuple(v[:2] for v in x), out / f"{target}.onnx", target=target)
     with torch.no_grad():
@@ -48,7 +49,7 @@ def test_files_of_all_networks_agree(name: str, target: str, tmp_path: Path) -> 
         with pytest.raises(ExportError, match="cannot be written as ONNX"):
             differs(net, shapes, target, tmp_path)
         return
-    assert differs(net, shapes, target, tmp_path) < STEP
+    assert differs(net, shapes, target, tmp_path, samples=2 if name in OF_ONE_SIZE else 8) < STEP
 
 
 @settings(max_examples=6)
