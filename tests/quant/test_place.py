@@ -184,3 +184,11 @@ def test_a_mixed_network_is_placed_around_its_floats() -> None:
     assert [layer.weight for layer in layers(module)] == ["0.weight", "3.weight"]
     assert set(module.meta["reasons"]) == {"conv2d_1", "conv2d_2"}
     assert len(grids(module)) == 2  # what the first and the last layer read
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_transposed_convolutions_in_groups_stay_in_float(groups: int) -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2, groups=groups)).eval(), torch.randn(2, 3, 8, 8)
+    reasons = quantize(net, x, [x], target="openvino").meta["reasons"]
+    why = ["openvino has no int8 kernel for transposed convolutions in groups"]
+    assert list(reasons.values()) == (why if groups > 1 else [])

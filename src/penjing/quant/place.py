@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, fx
 
 from penjing.graph.walk import arguments
-from penjing.quant.targets import ADDS, CONVOLUTIONS, JOINED, PASSING, POOLS, PRODUCTS, WEIGHTED, Target, has_tailed_groups
+from penjing.quant.targets import (
+    ADDS,
+    CONVOLUTIONS,
+    JOINED,
+    PASSING,
+    POOLS,
+    PRODUCTS,
+    TRANSPOSED,
+    WEIGHTED,
+    Target,
+    has_tailed_groups,
+)
 
 aten = torch.ops.aten
 
@@ -105,6 +116,8 @@ class _Places:
         if layer.target not in self.target.weighted:
             return f"{self.target.runtime} has no int8 kernel for {str(layer.target).split('.')[1]}"
         groups = arguments(layer).get("groups", 1)
+        if not self.target.transposed_groups and layer.target in TRANSPOSED and groups > 1:
+            return f"{self.target.runtime} has no int8 kernel for transposed convolutions in groups"
         if not self.target.tailed_groups and layer.target in CONVOLUTIONS and has_tailed_groups(weight, groups):
             return f"{self.target.runtime} has no right int8 kernel for so many channels in groups"
         if not self.target.depthwise and _is_depthwise(layer):

@@ -73,6 +73,7 @@ class Target:
         depthwise: Whether convolutions of one input channel a group run in int8.
         pooled: Whether convolutions that read maps of one position, as in squeeze-excite, run in int8; a linear head does.
         first: Whether the first layer runs in int8.
+        transposed_groups: Whether it has int8 transposed convolutions in groups.
         tailed_groups: Whether it is right in int8 over groups of channels that do not fill tiles, see ``has_tailed_groups``.
         weight_bits: The most bits of a weight that cannot overflow.
         lanes: Channels that its int8 kernels take at a time; other widths are padded and cost as much.
@@ -92,6 +93,7 @@ class Target:
     depthwise: bool = True
     pooled: bool = True
     first: bool = True
+    transposed_groups: bool = True
     tailed_groups: bool = True
     weight_bits: int = 8
     lanes: int = 16
@@ -130,6 +132,7 @@ OPENVINO = Target(
     ends_convolution=False,
     shared_concat=True,
     channels_first=True,
+    transposed_groups=False,
     tailed_groups=False,  # what it gives with AMX (2026.4) has nothing to do with the answer
     needs=VNNI,
 )
