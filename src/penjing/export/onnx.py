@@ -72,6 +72,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     pads_into_convolutions(proto)
     if runtime == "onnxruntime":
         keep_floats(proto)
+    _drop_unread(proto)
     reasons = name_layers(proto, module)
     _strip(proto)
     with whole_file(destination, ExportError) as part:
@@ -255,16 +256,26 @@ def _once(proto: Any) -> None:
             continue
         if [held.get(i, i) for i in before.input[1:]] == [held.get(i, i) for i in quantize.input[1:]]:
             node.input[0] = before.input[0]
-    read = {i for n in proto.graph.node for i in n.input} | {o.name for o in proto.graph.output}
-    for node in [n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.output[0] not in read]:
-        proto.graph.node.remove(node)
+    _drop_unread(proto)
 
 
 def _drop_unread(proto: Any) -> None:
-    """Leave out the weights that no operation reads any more and that are no output."""
-    used = {i for n in proto.graph.node for i in n.input} | {o.name for o in proto.graph.output}
+    """Leave out the operations and weights that nothing reads any more and that are no output; a runtime would run them."""
+    used = {o.name for o in proto.graph.output}
+    for node in reversed(list(proto.graph.node)):
+        if used.isdisjoint(node.output):
+            proto.graph.node.remove(node)
+        else:
+            used |= _reads(node)
     for held in [t for t in proto.graph.initializer if t.name not in used]:
         proto.graph.initializer.remove(held)
+
+
+def _reads(node: Any) -> set[str]:
+    """What an operation reads, its branches and bodies too."""
+    inner = [n for a in node.attribute for graph in (a.g, *a.graphs) for n in graph.node]
+    outputs = {o.name for a in node.attribute for graph in (a.g, *a.graphs) for o in graph.output}
+    return set(node.input) | outputs | {name for n in inner for name in _reads(n)}
 
 
 def _store(proto: Any, name: str, integers: Tensor) -> None:
