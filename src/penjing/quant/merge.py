@@ -14,18 +14,14 @@ from torch import fx
 
 from penjing.quant.editable import Editable, argument, editable
 from penjing.quant.fold import NORM, Scaling, read_scaling, tidy
-from penjing.quant.targets import CONVOLUTIONS, has_tailed_groups
+from penjing.quant.targets import CONVOLUTIONS
 
 aten = torch.ops.aten
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
 
 
-def merge(module: fx.GraphModule, *, tailed_groups: bool = True) -> None:
-    """Rewrite a folded ``module`` in place, until nothing merges any more.
-
-    Args:
-        tailed_groups: Whether parts may become groups that do not fill tiles, see ``has_tailed_groups``.
-    """
+def merge(module: fx.GraphModule) -> None:
+    """Rewrite a folded ``module`` in place, until nothing merges any more."""
     for node in list(module.graph.nodes):
         scaling = read_scaling(module, node)
         if scaling and _into_parts(module, scaling):
@@ -36,7 +32,7 @@ def merge(module: fx.GraphModule, *, tailed_groups: bool = True) -> None:
             if merged is not None:
                 _put(node, merged)
         if node.target is aten.cat.default and argument(node, 1, 0) == 1:
-            _grouped(module, node, tailed_groups=tailed_groups)
+            _grouped(module, node)
     tidy(module)
 
 
@@ -121,7 +117,7 @@ def _sum_into(wide: Editable, narrow: Editable) -> bool:
     return True
 
 
-def _grouped(module: fx.GraphModule, cat: fx.Node, *, tailed_groups: bool) -> None:
+def _grouped(module: fx.GraphModule, cat: fx.Node) -> None:
     """Convolutions of all the equal parts of one value, side by side again behind them, as one of so many more groups."""
     parts = cat.args[0]
     assert isinstance(parts, list | tuple)
@@ -130,8 +126,6 @@ def _grouped(module: fx.GraphModule, cat: fx.Node, *, tailed_groups: bool) -> No
     if len(layers) < max(len(parts), 2) or len({layer.weight.shape for layer in layers}) > 1:
         return
     first = layers[0]
-    if has_tailed_groups(first.weight.shape, first.groups * len(layers)) and not tailed_groups:
-        return
     if any(layer.node.args[3:] != first.node.args[3:] or layer.node.target is not first.node.target for layer in layers):
         return
     source = _split_by(layers)

@@ -16,7 +16,7 @@ def prepare(module: fx.GraphModule, target: Target) -> None:
     """Fold, merge and rewrite ``module`` in place; its function stays what it was."""
     settle_weights(module)
     fold(module)
-    merge(module, tailed_groups=target.tailed_groups)
+    merge(module)
     fold(module)  # what stood behind a sum
     scalings_to_convolutions(module)
     _keep_dims(module)
