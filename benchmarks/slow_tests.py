@@ -1,4 +1,4 @@
-"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about 8 minutes)
+"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about 5 minutes)
 
 ``make test`` leaves out what is marked ``slow``: runs on several processes, runs that are killed, all kinds of networks on both
 runtimes, and the code of the longer pages. This runs exactly those (``make slow``) and writes slow_tests.json and

@@ -217,7 +217,6 @@ def _store_integers(proto: Any) -> None:
         stored = integers.clamp(limits.min, limits.max).to(zero.dtype)
         proto.graph.node.remove(node)
         _store(proto, node.output[0], stored)
-    _drop_unread(proto)
 
 
 def _zeros_of_their_own(proto: Any) -> None:
@@ -238,7 +237,6 @@ def _zeros_of_their_own(proto: Any) -> None:
             if zero.name not in held:  # else two read the same weight
                 proto.graph.initializer.append(zero)
                 held[zero.name] = zero
-    _drop_unread(proto)
 
 
 def _once(proto: Any) -> None:
@@ -323,7 +321,6 @@ def _integer_biases(proto: Any) -> None:
         node.input[2] = f"{node.name}.bias"
         dequantize = helper.make_node("DequantizeLinear", names, [node.input[2]], name=node.input[2], axis=0)
         proto.graph.node.insert(list(proto.graph.node).index(node), dequantize)
-    _drop_unread(proto)
 
 
 def _strip(proto: Any) -> None:
