@@ -1,11 +1,16 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import penjing as pj
 from penjing.errors import DataError, ModelError, RecipeError
 from penjing.quant import TARGETS, Scheme, quantize
+from penjing.quant.apart import decibels, noise_share
+from penjing.quant.insert import layers
+from penjing.quant.lockstep import parameter
 from penjing.quant.targets import WEIGHTED
 from penjing.zoo import ZOO
 
@@ -22,9 +27,9 @@ def test_every_weighted_layer_reads_integers_and_has_integer_weights(name: str, 
     make, shape = ZOO[name]
     x = torch.randn(4, *shape)
     module = quantize(make(), x, [x], target=target)
-    layers = [n for n in module.graph.nodes if n.target in WEIGHTED]
-    assert layers
-    for layer in layers:
+    weighted = [n for n in module.graph.nodes if n.target in WEIGHTED]
+    assert weighted
+    for layer in weighted:
         assert is_fake(layer.args[0]), f"{layer} reads a float value"
         assert is_fake(layer.args[1]), f"{layer} has float weights"
 
@@ -226,3 +231,70 @@ def test_layers_that_read_weights_alone_stay_in_float() -> None:
     x = torch.randn(4, 3, 6, 6)
     reasons = quantize(Asked().eval(), x, [x], target="openvino").meta["reasons"]
     assert list(reasons.values()) == ["it reads no value of the network, but a weight"]
+
+
+class Beside(nn.Module):
+    """A value that is read by a layer and stands beside one a thousand times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.next, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 4, 1)
+        self.next.weight.data *= 2000
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = torch.relu(self.first(x))
+        found: Tensor = self.last(torch.cat([small, self.next(small)], 1))
+        return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_value_beside_a_much_larger_one_is_not_lost_to_those_who_read_it_alone(target: str) -> None:
+    torch.manual_seed(0)
+    net, x = Beside().eval(), torch.randn(8, 3, 10, 10)
+    low = quantize(net, x, [x], target=target)
+    with torch.no_grad():
+        assert decibels(noise_share([[net(x)]], [[low(x)]])) > 30
+
+
+class Heads(nn.Module):
+    """One layer that reads two values of different size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        found: Tensor = self.head(y.mean((2, 3))) + self.head(50 * y.amax((2, 3)))
+        return found
+
+
+def share_equal(found: Tensor, expected: Tensor) -> float:
+    """Of samples that no value within rounding of a half has made another."""
+    return float(torch.isclose(found, expected, rtol=1e-4, atol=1e-4).all(1).double().mean())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bias_that_serves_two_layers_is_rounded_as_each_of_them_adds_it(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Heads().eval(), torch.randn(8, 3, 10, 10)
+    low = quantize(net, x, [x], scheme=Scheme(weight_bits=bits, value_bits=bits, edge_bits=bits))
+    biases = [str(layer.bias) for layer in layers(low)]
+    assert len(set(biases)) == len(biases) == 3
+    assert not torch.equal(*(parameter(low, b) for b in biases[1:]))
+    with torch.no_grad():
+        expected = low(x)
+    assert share_equal(pj.export(low, x, tmp_path / "net.onnx").load(1, "f32")(x), expected) > 0.8
+
+
+@pytest.mark.parametrize("how", ["lsq", "lsq+", "pact", None])
+def test_biases_that_were_trained_are_what_kernels_add(how: str | None, tmp_path: Path) -> None:
+    make, shape = ZOO["resnet20"]
+    torch.manual_seed(0)
+    x, y = torch.randn(16, *shape), torch.randint(10, (16,))
+    low = quantize(make(), x, [x], scheme=Scheme(weight_bits=4, value_bits=4))
+    task = pj.Task(train=[(x, y)] * 2, search=[(x, y)], confirm=[(x, y)], metric=pj.measure.top1)
+    low = pj.fit(pj.learn_steps(low, how) if how else low, task, epochs=1)
+    with torch.no_grad():
+        expected = low(x)
+    assert share_equal(pj.export(low, x, tmp_path / "net.onnx").load(1, "f32")(x), expected) > 0.8

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 
 from penjing.graph.walk import arguments
 from penjing.quant.editable import free_name, new_parameter
-from penjing.quant.insert import Layer, layers, value_grid
+from penjing.quant.insert import Layer, layers, tensor, value_grid
+from penjing.quant.learned import settle, trained_steps
 from penjing.quant.lockstep import Lockstep, channel_dim, own, parameter, unquantized
 from penjing.quant.targets import TRANSPOSED
 from penjing.score.flow import Batch
@@ -66,6 +67,19 @@ def correct_bias_from_means(module: fx.GraphModule, means: Mapping[str, Tensor])
             _shift(module, layer, -_through(layer, error, means[_source(layer).name].double()))
 
 
+def separate_biases(module: fx.GraphModule) -> None:
+    """Give each layer a bias of its own where layers share one, in place: what it should be depends on what each reads."""
+    for layer in layers(module):
+        node = layer.node
+        bias = node.args[2] if len(node.args) > 2 else None
+        if isinstance(bias, fx.Node) and bias.op == "get_attr" and not own(module, str(bias.target)):
+            name = free_name(module, str(bias.target))
+            added = new_parameter(module, node, name, tensor(module, bias).detach().clone())
+            node.args = (*node.args[:2], added, *node.args[3:])
+            if not bias.users:
+                module.graph.erase_node(bias)
+
+
 def round_biases(module: fx.GraphModule) -> None:
     """Round biases to what int8 kernels add: 32-bit integers, in steps of the product of both scales; in place.
 
@@ -80,6 +94,15 @@ def round_biases(module: fx.GraphModule) -> None:
         if len(scales) in (1, len(bias)):  # blocks of input channels have no integer kernel
             step = grid.scale.double() * scales
             bias.data = ((bias.detach().double() / step).round() * step).to(bias.dtype)
+
+
+def round_trained_biases(module: fx.GraphModule) -> None:
+    """The same for a network in training, whose grids may be learned; one without grids is left alone."""
+    settled = settle(module) if trained_steps(module) else module
+    round_biases(settled)
+    rounded = {layer.bias for layer in layers(settled)} & {name for name, _ in module.named_parameters()}
+    for name in rounded if settled is not module else ():
+        parameter(module, str(name)).data.copy_(parameter(settled, str(name)))
 
 
 def _source(layer: Layer) -> fx.Node:

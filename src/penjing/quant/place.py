@@ -34,11 +34,13 @@ class Placement:
         weights: ``{layer's node name: dim of its weight's output channels}``.
         values: ``{value node name: name of the value whose grid it has}``; most have their own.
         reasons: ``{layer's node name: why it stays in float}``, of the layers that do.
+        joined: Values that have the grid of a concatenation, though others than that read them as well.
     """
 
     weights: dict[str, int]
     values: dict[str, str]
     reasons: dict[str, str]
+    joined: frozenset[str] = frozenset()
 
 
 def place(
@@ -48,6 +50,7 @@ def place(
     exclude: Sequence[str] = (),
     floats: frozenset[str] = frozenset(),
     coarse: Mapping[str, str] | None = None,
+    alone: frozenset[str] = frozenset(),
 ) -> Placement:
     """Give every weighted operation int8 weights and inputs, and what lies between them the grids its kernels need.
 
@@ -55,8 +58,9 @@ def place(
         exclude: Patterns of parameter names whose layers stay in float.
         floats: Names of nodes that stay in float.
         coarse: ``{value: why no grid fits it}``; what reads such a value stays in float.
+        alone: Values that keep their own grid where they are concatenated with others.
     """
-    return _Places(module, target, exclude, floats, coarse or {}).placement()
+    return _Places(module, target, exclude, floats, coarse or {}, alone).placement()
 
 
 class _Places:
@@ -67,8 +71,9 @@ class _Places:
         exclude: Sequence[str],
         floats: frozenset[str],
         coarse: Mapping[str, str],
+        alone: frozenset[str],
     ) -> None:
-        self.module, self.target, self.coarse = module, target, coarse
+        self.module, self.target, self.coarse, self.alone = module, target, coarse, alone
         self.nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function") and _is_float(n)]
         self.layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in PRODUCTS]
         why = {n.name: self._why_float(n, exclude, floats) for n in self.layers}
@@ -93,9 +98,8 @@ class _Places:
                 continue
             source = n.args[0] if n.target in PASSING or _pads_zeros(n) else None
             values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
-        if self.target.shared_concat:
-            self._share(values)
-        return Placement(weights, values, self.reasons)
+        joined = self._share(values) if self.target.shared_concat else frozenset()
+        return Placement(weights, values, self.reasons, joined)
 
     def _why_float(self, layer: fx.Node, exclude: Sequence[str], floats: frozenset[str]) -> str:
         if layer.target not in WEIGHTED:
@@ -173,19 +177,25 @@ class _Places:
             node = node.all_input_nodes[0]
         return node in self.weighted and node.target in CONVOLUTIONS
 
-    def _share(self, values: dict[str, str]) -> None:
-        """Concatenated values take the grid of the concatenation, which sees the range of all.
+    def _share(self, values: dict[str, str]) -> frozenset[str]:
+        """Concatenated values take the grid of the concatenation, which sees the range of all; gives those read elsewhere too.
 
         Not so values that a convolution clips at 0, beside others that go below: with a zero point above the lowest integer
         ONNX Runtime cannot clip by rounding, and runs that convolution in float; the skips of a U-Net are such values.
         """
+        joined = set[str]()
         for cat in reversed([n for n in self.module.graph.nodes if n.target is aten.cat.default]):
             below = any(not _is_never_negative(part) for part in cat.all_input_nodes)
             for part in cat.all_input_nodes:
                 alone = below and self.target.ends_convolution and self._clips_convolution(origin(part))
-                if part.name in values and cat.name in values and not alone:
+                if part.name in values and cat.name in values and values[part.name] not in self.alone and not alone:
                     old, new = values[part.name], values[cat.name]
-                    values.update({name: new for name, grid in values.items() if grid == old})
+                    together = {name for name, grid in values.items() if grid == old}
+                    read = {reader for n in self.nodes if n.name in together for reader in n.users}
+                    if any(reader is not cat and reader.name not in together for reader in read):
+                        joined.add(old)
+                    values.update(dict.fromkeys(together, new))
+        return frozenset(joined)
 
     def _clips_convolution(self, node: fx.Node) -> bool:
         return node.target in self.target.fused and node.all_input_nodes[0] in self.weighted

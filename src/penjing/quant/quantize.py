@@ -18,7 +18,7 @@ from penjing.graph import as_inputs, capture, check_weights
 from penjing.graph.walk import arguments
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
-from penjing.quant.correct import correct_bias_from_means, round_biases
+from penjing.quant.correct import correct_bias_from_means, round_biases, separate_biases
 from penjing.quant.equalize import absorb_biases, equalize
 from penjing.quant.even import even_out
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
@@ -30,6 +30,8 @@ from penjing.quant.rounding import ROUNDINGS
 from penjing.quant.scheme import Scheme
 from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
+
+LOST = 0.2  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
 
 
 def quantize(
@@ -115,6 +117,7 @@ class Quantizer:
         module = copy.deepcopy(self.reference, shared)
         self._insert_weights(module, placement, target or self.target)
         self._insert_values(module, placement, target or self.target)
+        separate_biases(module)
         module.meta["reasons"] = placement.reasons
         module.graph.lint()
         module.recompile()
@@ -140,12 +143,15 @@ class Quantizer:
 
     def placement(self, floats: Iterable[str] = (), target: Target | None = None) -> Placement:
         """Where the grids of ``module`` go; layers behind values that no grid can hold are left out."""
-        floats, target, coarse = frozenset(floats), target or self.target, dict[str, str]()
+        floats, target, coarse, alone = frozenset(floats), target or self.target, dict[str, str](), frozenset[str]()
         while True:
-            placement = place(self.reference, target, exclude=self.scheme.exclude, floats=floats, coarse=coarse)
+            placement = place(self.reference, target, exclude=self.scheme.exclude, floats=floats, coarse=coarse, alone=alone)
             if self.scheme.outputs:
                 placement.values.update({n.name: n.name for n in self._outputs() if n.name not in placement.values})
             self._watch(placement)
+            if lost := self._lost_among_others(placement, target):
+                alone |= lost
+                continue
             found = {name: self._lost(shared, target) for name, shared in placement.values.items()}
             worse = {name: lost for name, lost in found.items() if lost > self.scheme.lost and name not in coarse}
             if not worse:
@@ -158,7 +164,7 @@ class Quantizer:
 
     def _watch(self, placement: Placement) -> None:
         """Calibrate the values that were not seen yet."""
-        if missing := set(placement.values.values()) - set(self.seen.values):
+        if missing := {*placement.values.values(), *placement.joined} - set(self.seen.values):
             make = OBSERVERS[self.scheme.observer]
             read = {n.args[0].name for n in self.reference.graph.nodes if n.name in placement.weights}
             means = read - set(self.seen.means)
@@ -177,8 +183,14 @@ class Quantizer:
             for p in own:
                 p.data = p.data.contiguous()
 
-    def _lost(self, name: str, target: Target) -> float:
-        return self.seen.values[name].typical_lost(self._value_grid(name, target, self.scheme.value_bits))
+    def _lost(self, name: str, target: Target, shared: str | None = None) -> float:
+        """Which share of a value becomes zero on its own grid, or on that of another value."""
+        return self.seen.values[name].typical_lost(self._value_grid(shared or name, target, self.scheme.value_bits))
+
+    def _lost_among_others(self, placement: Placement, target: Target) -> frozenset[str]:
+        """Values that are small beside those they are concatenated with, so that others who read them would read zeros."""
+        shared = {name: placement.values[name] for name in placement.joined}
+        return frozenset(n for n, other in shared.items() if self._lost(n, target, other) - self._lost(n, target) > LOST)
 
     def _insert_weights(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}

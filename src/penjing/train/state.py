@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map
 
@@ -18,6 +18,7 @@ from penjing.distill.lesson import Lesson, TeacherLoss
 from penjing.errors import ModelError, TrainingError
 from penjing.files import digest_of, read_tensors, write_tensors
 from penjing.graph.taps import Taps
+from penjing.quant.correct import round_trained_biases
 from penjing.quant.learned import rounded_weights, trained_steps
 from penjing.task import Loss
 from penjing.train.freeze import FreezeRun
@@ -158,6 +159,8 @@ class Learner:
         for name, t in (*net.named_parameters(), *net.named_buffers()):
             t.data = t.data.to(self.kinds.get(name, t.dtype))
         model: nn.Module = net.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        if isinstance(model, fx.GraphModule):
+            round_trained_biases(model)
         return model
 
     def save(self, path: Path, about: Mapping[str, Any]) -> None:
