@@ -256,6 +256,30 @@ def test_a_value_beside_a_much_larger_one_is_not_lost_to_those_who_read_it_alone
         assert decibels(noise_share([[net(x)]], [[low(x)]])) > 30
 
 
+class Divided(nn.Module):
+    """A value divided by what is next to nothing at one place, as an image's dark corner is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1)
+        self.first.weight.data *= 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        found: Tensor = self.last(y * torch.rsqrt(y.square().mean(1, keepdim=True) + 1e-6))
+        return found
+
+
+def test_what_can_stay_in_float_does_where_integers_would_lose_half_of_it() -> None:
+    torch.manual_seed(0)
+    net, x = Divided().eval(), torch.randn(8, 3, 10, 10)
+    x[:, :, 0, 0] = 0
+    low = quantize(net, x, [x])
+    with torch.no_grad():
+        assert decibels(noise_share([[net(x)]], [[low(x)]])) > 25
+    assert not low.meta["reasons"]  # of layers
+
+
 class Heads(nn.Module):
     """One layer that reads two values of different size."""
 

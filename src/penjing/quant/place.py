@@ -35,12 +35,14 @@ class Placement:
         values: ``{value node name: name of the value whose grid it has}``; most have their own.
         reasons: ``{layer's node name: why it stays in float}``, of the layers that do.
         joined: Values that have the grid of a concatenation, though others than that read them as well.
+        optional: Values that come out of floats and that no layer reads, only operations that can as well stay in float.
     """
 
     weights: dict[str, int]
     values: dict[str, str]
     reasons: dict[str, str]
     joined: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
 
 
 def place(
@@ -99,7 +101,8 @@ class _Places:
             source = n.args[0] if n.target in PASSING or _pads_zeros(n) else None
             values[n.name] = values.get(source.name, n.name) if isinstance(source, fx.Node) else n.name
         joined = self._share(values) if self.target.shared_concat else frozenset()
-        return Placement(weights, values, self.reasons, joined)
+        optional = frozenset(n.name for n in self.nodes if n.name in values and self._is_optional(n))
+        return Placement(weights, values, self.reasons, joined, optional)
 
     def _why_float(self, layer: fx.Node, exclude: Sequence[str], floats: frozenset[str]) -> str:
         if layer.target not in WEIGHTED:
@@ -169,6 +172,9 @@ class _Places:
 
     def _read_as_integer(self, node: fx.Node) -> bool:
         return any(reader in self.weighted or reader in self.integer for reader in readers(node))
+
+    def _is_optional(self, node: fx.Node) -> bool:
+        return not self._from_integers(node) and not any(reader in self.weighted for reader in readers(node))
 
     def _ends_convolution(self, node: fx.Node) -> bool:
         if not self.target.ends_convolution:

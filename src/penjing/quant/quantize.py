@@ -31,7 +31,8 @@ from penjing.quant.scheme import Scheme
 from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
 
-LOST = 0.2  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
+OPTIONAL = 0.5  # share of a value that may become zero where those who read it can as well stay in float
+LOST = 0.25  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
 
 
 def quantize(
@@ -153,7 +154,8 @@ class Quantizer:
                 alone |= lost
                 continue
             found = {name: self._lost(shared, target) for name, shared in placement.values.items()}
-            worse = {name: lost for name, lost in found.items() if lost > self.scheme.lost and name not in coarse}
+            most = dict.fromkeys(placement.optional, min(OPTIONAL, self.scheme.lost))
+            worse = {n: lost for n, lost in found.items() if lost > most.get(n, self.scheme.lost) and n not in coarse}
             if not worse:
                 return placement
             coarse |= {name: f"{lost:.0%} of what is not zero in {name} would become zero" for name, lost in worse.items()}
