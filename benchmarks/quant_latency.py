@@ -28,6 +28,7 @@ from quant_peers import DENOISER, NETS, NNCF, OURS, QUANTIZE_STATIC
 
 from penjing.errors import PenjingError
 from penjing.export import RUNTIMES, Kernel, left_in_float
+from penjing.export.profiles import named
 from penjing.files import digest, read_json, whole_file, write_json
 from penjing.measure import machine
 
@@ -191,7 +192,8 @@ def _spread(values: Sequence[float]) -> Row:
 
 
 def _coverage(net: str, runtime: str, way: str, shapes: Sequence[tuple[int, ...]], files: Files) -> Row:
-    found = [k for k in RUNTIMES[runtime].kernels(files.path(net, way), shapes, None) if k.weighted]
+    path = files.path(net, way)
+    found = [k for k in named(path, RUNTIMES[runtime].kernels(path, shapes, None)) if k.weighted]
     rest, reasons = left_in_float(found), files.told(net, way).get("reasons", {})
     return {"int8": len(found) - len(rest), "of": len(found), "left": {k.layer: _reason(k, reasons) for k in rest}}
 
@@ -241,12 +243,21 @@ def _part(runtime: str, nets: Mapping[str, Row]) -> Iterator[str]:
     chosen = {n: row["chosen"][ours] for n, row in nets.items() if ours in row["chosen"]}
     if chosen:
         yield "\nOurs: " + "; ".join(f"{n} {c['chosen']} ({c['placement']} placement)" for n, c in chosen.items())
-    left = {(n, layer): why for n, row in nets.items() for layer, why in row["int8"].get(ours, {"left": {}})["left"].items()}
-    if left:
-        yield "\nOurs leaves in float: " + "; ".join(f"{n} `{layer}` ({why})" for (n, layer), why in left.items())
+    if left := [told for net, row in nets.items() for told in _left(net, row["int8"].get(ours))]:
+        yield "\nOurs leaves in float: " + "; ".join(left)
     failed = {(n, way): why for n, row in nets.items() for way, why in row["failed"].items()}
     if failed:
         yield "\nFailed: " + "; ".join(f"{n} {way} ({why})" for (n, way), why in failed.items())
+
+
+def _left(net: str, found: Row | None) -> Iterator[str]:
+    """The layers in float, by the reason; all names are in the JSON."""
+    whys: dict[str, list[str]] = {}
+    for layer, why in found["left"].items() if found else ():
+        whys.setdefault(why, []).append(layer)
+    for why, layers in whys.items():
+        whole = found is not None and len(layers) == found["of"]
+        yield f"{net} {'all of it' if whole else ', '.join(f'`{layer}`' for layer in layers)} ({why})"
 
 
 def _ms(row: Row, way: str) -> str:
