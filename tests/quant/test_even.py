@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from penjing.errors import DataError
 from penjing.graph import capture
-from penjing.quant.even import even_out
+from penjing.quant.even import Evened, even_out
 from penjing.quant.fold import fold
 from tests.quant.pairs import Seen
 
@@ -75,7 +75,7 @@ def test_an_uneven_residual_stream_is_rescued(seed: int) -> None:
     module, x = made(3, seed)
     even, _ = made(0, seed)
     expected, before = module(x), decibels(module, x)
-    told = even_out(module, [x])
+    told = even_out(module, [x]).gains
     assert set(told) == {"conv2d_1", "conv2d_3", "conv2d_5", "linear"}  # not what reads clips
     assert max(told.values()) < 0.1
     torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
@@ -90,7 +90,7 @@ def test_ranges_come_out_alike_where_weights_lose_nothing() -> None:
     model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardtanh(0, 1))
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     module = capture(model.double().eval(), x).module
-    assert even_out(module, [x])
+    assert even_out(module, [x]).gains
     largest = Seen(module, x).values["relu"].amax((0, 2, 3))
     torch.testing.assert_close(largest, largest.mean().expand(8))
 
@@ -98,7 +98,7 @@ def test_ranges_come_out_alike_where_weights_lose_nothing() -> None:
 def test_what_is_even_is_left_alone() -> None:
     module, x = made(0)
     before = {name: p.clone() for name, p in module.named_parameters()}
-    assert even_out(module, [x]) == {}
+    assert even_out(module, [x]).gains == {}
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
@@ -111,7 +111,7 @@ def test_dead_channels_do_not_grow() -> None:
         module.get_parameter("stem.weight")[1] *= 1e-12
     expected = module(x)
     before = module.get_parameter("widen.0.weight").detach().clone()
-    assert even_out(module, [x])
+    assert even_out(module, [x]).gains
     after = module.get_parameter("widen.0.weight").detach()
     share = (before / after).abs().amax((0, 2, 3))  # what each channel was multiplied by
     assert float(share[0]) <= float(share.min()) * (1 + 1e-9)
@@ -128,14 +128,14 @@ def test_few_samples_are_looked_at() -> None:
             yield x
         pytest.fail("more than 32 samples were asked for")
 
-    assert even_out(module, batches())  # type: ignore[arg-type]
+    assert even_out(module, batches()).gains  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batches", [[], [torch.full((2, 3, 8, 8), float("nan"), dtype=torch.float64)]], ids=["none", "nan"])
 def test_data_that_tells_nothing_changes_nothing(batches: list[Tensor]) -> None:
     module, _ = made(3)
     before = module.get_parameter("stem.weight")
-    assert even_out(module, batches) == {}
+    assert even_out(module, batches).gains == {}
     assert module.get_parameter("stem.weight") is before
 
 
@@ -147,4 +147,4 @@ def test_data_of_another_shape_is_refused() -> None:
 
 def test_nothing_to_do() -> None:
     module = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()).eval(), torch.randn(2, 3, 4, 4)).module
-    assert even_out(module, []) == {}
+    assert even_out(module, []) == Evened()

@@ -256,6 +256,32 @@ def test_a_value_beside_a_much_larger_one_is_not_lost_to_those_who_read_it_alone
         assert decibels(noise_share([[net(x)]], [[low(x)]])) > 30
 
 
+class Depth(nn.Module):
+    """Reads colors around 0 and depths in millimeters, which weigh alike in what its first layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 4, 3)
+        self.first.weight.data[:, 3] /= 2000
+
+    def forward(self, colors: Tensor, depths: Tensor) -> Tensor:
+        found: Tensor = self.last(torch.relu(self.first(torch.cat([colors, depths], 1))))
+        return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_layer_that_reads_channels_of_very_different_size_stays_in_float_and_says_why(target: str) -> None:
+    torch.manual_seed(0)
+    net, x = Depth().eval(), (torch.randn(8, 3, 10, 10), 5000 * torch.rand(8, 1, 10, 10))
+    low = quantize(net, x, [x], target=target)
+    (why,) = low.meta["reasons"].values()
+    assert "differ too much in size" in why
+    with torch.no_grad():
+        assert decibels(noise_share([[net(*x)]], [[low(*x)]])) > 30
+    net.first.weight.data[:, 3] *= 2000  # now the depths are all that counts
+    assert not quantize(net, x, [x], target=target).meta["reasons"]
+
+
 class Divided(nn.Module):
     """A value divided by what is next to nothing at one place, as an image's dark corner is."""
 

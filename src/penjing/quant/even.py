@@ -27,9 +27,22 @@ TINY = 1e-30
 SAMPLES = 8  # are enough to tell loud channels from faint ones
 
 
-def even_out(
-    module: fx.GraphModule, batches: Iterable[Inputs], *, weight_bits: int = 8, value_bits: int = 8
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Evened:
+    """What evening out came to.
+
+    Attributes:
+        gains: ``{layer's node name: the estimated noise, as a share of that before}``, for layers that read what was changed;
+            those that share factors are told their sum.
+        noise: ``{layer's node name: the noise of 8 bits in what it reads}``, as a share of the power of what it gives, averaged
+            over outputs; of every layer.
+    """
+
+    gains: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+
+
+def even_out(module: fx.GraphModule, batches: Iterable[Inputs], *, weight_bits: int = 8, value_bits: int = 8) -> Evened:
     """Rescale channels in place, where that lowers the estimated noise to less than a tenth.
 
     Args:
@@ -37,27 +50,29 @@ def even_out(
         batches: Calibration data; 8 samples of it are looked at.
 
     Returns:
-        ``{layer's node name: the estimated noise, as a share of that before}``, for layers that read what was changed; those
-        that share factors are told their sum. Empty where ``batches`` are.
+        What was gained and what is left; empty where ``batches`` are.
 
     Raises:
         DataError: The network does not take what ``batches`` yield.
     """
     streams = Streams(module)
-    readers = {node: _Reader(streams.layers[node], line) for node, line in streams.read().items()}
-    if not readers:
-        return {}
+    free = streams.read()
+    fixed = {node: Line(dim, torch.zeros(0)) for node, dim in streams.read_along().items()}
+    readers = {node: _Reader(streams.layers[node], line) for node, line in (fixed | free).items()}
     if not _Watch(module, readers).look(batches):
-        return {}
-    factors, told = torch.ones(len(streams.free), dtype=torch.float64), dict[str, float]()
-    for group in _together(list(readers.values())):
+        return Evened()
+    factors, told = torch.ones(len(streams.free), dtype=torch.float64), Evened()
+    for group in _together([readers[node] for node in free]):
         judge = _Judge([_Cost(r, weight_bits, value_bits) for r in group])
         tried = [torch.where(streams.free, judge.factors(len(factors), choice), 1.0) for choice in CHOICES]
         noise = [judge.noise(f) for f in (torch.ones_like(factors), *tried)]
         least = min(noise)
         if least < GAIN * noise[0]:
             factors = factors * tried[noise.index(least) - 1]
-            told |= {r.layer.node.name: least / noise[0] for r in group}
+            told.gains.update({r.layer.node.name: least / noise[0] for r in group})
+    for node, reader in readers.items():
+        given = factors[free[node].factors] if node in free else torch.ones_like(reader.power)
+        told.noise[node.name] = _Cost(reader, 8, 8).of_values(given) / 12
     streams.store(factors)
     return told
 
@@ -150,12 +165,16 @@ class _Cost:
         over = list(range(2, small.weight.ndim))
         small.weight = small.weight.abs().amax(over, keepdim=True) if over else small.weight.abs()
         shares = factors.to(small.weight)
-        values = ((reader.largest * factors).max() / self.most[1]).square() * (self.gain / factors.square()).sum()
         step = small.rows(small.weight / small.along(shares, small.input), small.output).amax(1).double() / self.most[0]
         power = small.along((reader.power * factors.square()).to(shares), small.input).expand_as(small.weight)
         power = small.rows(power, small.output).sum(1, dtype=torch.float64)
         weights = (self.worth * self.taps * step.square() * power).sum()
-        return float(values + weights) / 12
+        return float(self.of_values(factors) + weights) / 12
+
+    def of_values(self, factors: Tensor) -> float:
+        """Twelve times that of values alone."""
+        step = (self.reader.largest * factors).max() / self.most[1]
+        return float(step.square() * (self.gain / factors.square()).sum())
 
 
 class _Judge:

@@ -52,6 +52,7 @@ def place(
     exclude: Sequence[str] = (),
     floats: frozenset[str] = frozenset(),
     coarse: Mapping[str, str] | None = None,
+    noisy: Mapping[str, str] | None = None,
     alone: frozenset[str] = frozenset(),
 ) -> Placement:
     """Give every weighted operation int8 weights and inputs, and what lies between them the grids its kernels need.
@@ -60,9 +61,10 @@ def place(
         exclude: Patterns of parameter names whose layers stay in float.
         floats: Names of nodes that stay in float.
         coarse: ``{value: why no grid fits it}``; what reads such a value stays in float.
+        noisy: ``{layer: why integers would drown what it gives}``; those layers stay in float.
         alone: Values that keep their own grid where they are concatenated with others.
     """
-    return _Places(module, target, exclude, floats, coarse or {}, alone).placement()
+    return _Places(module, target, exclude, floats, coarse or {}, noisy or {}, alone).placement()
 
 
 class _Places:
@@ -73,9 +75,11 @@ class _Places:
         exclude: Sequence[str],
         floats: frozenset[str],
         coarse: Mapping[str, str],
+        noisy: Mapping[str, str],
         alone: frozenset[str],
     ) -> None:
-        self.module, self.target, self.coarse, self.alone = module, target, coarse, alone
+        self.module, self.target = module, target
+        self.coarse, self.noisy, self.alone = coarse, noisy, alone
         self.nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function") and _is_float(n)]
         self.layers = [n for n in self.nodes if n.target in WEIGHTED or n.target in PRODUCTS]
         why = {n.name: self._why_float(n, exclude, floats) for n in self.layers}
@@ -116,6 +120,8 @@ class _Places:
             return "it was excluded"
         if layer.name in floats:
             return "integers cost too much there, in accuracy or in time"
+        if layer.name in self.noisy:
+            return self.noisy[layer.name]
         return self._why_not_in(layer, weight.meta["val"].shape) or self._reads_coarse(layer) or self._gives_coarse(layer)
 
     def _why_not_in(self, layer: fx.Node, weight: Sequence[int]) -> str:

@@ -31,6 +31,7 @@ from penjing.quant.scheme import Scheme
 from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
 
+NOISE = 0.5  # of the power of what a layer gives: where rounding what it reads to 8 bits makes more, it stays in float
 OPTIONAL = 0.5  # share of a value that may become zero where those who read it can as well stay in float
 LOST = 0.25  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
 
@@ -46,7 +47,8 @@ def quantize(
 ) -> fx.GraphModule:
     """An integer version of ``model`` in fake-quantized float: int8 weights and values, placed as the target wants them.
 
-    A layer that reads values of so wide a range that nearly all that is not zero would become zero stays in float;
+    A layer that reads values of so wide a range that nearly all that is not zero would become zero stays in float, and so does
+    one that reads channels of very different size, as where inputs are not normalized;
     ``module.meta["reasons"]`` has every layer that does, and why.
 
     Args:
@@ -97,7 +99,8 @@ class Quantizer:
         prepare(self.reference, target)
         _check_patterns(self.reference, self.scheme.exclude)
         bits = min(target.weight_bits, self.scheme.weight_bits)
-        even_out(self.reference, self.batches, weight_bits=bits, value_bits=self.scheme.value_bits)
+        evened = even_out(self.reference, self.batches, weight_bits=bits, value_bits=self.scheme.value_bits)
+        self.noisy = {name: _told(noise) for name, noise in evened.noise.items() if noise > NOISE}
         if self.scheme.equalize:
             self._equalize()
         self.seen = Seen()
@@ -146,7 +149,15 @@ class Quantizer:
         """Where the grids of ``module`` go; layers behind values that no grid can hold are left out."""
         floats, target, coarse, alone = frozenset(floats), target or self.target, dict[str, str](), frozenset[str]()
         while True:
-            placement = place(self.reference, target, exclude=self.scheme.exclude, floats=floats, coarse=coarse, alone=alone)
+            placement = place(
+                self.reference,
+                target,
+                exclude=self.scheme.exclude,
+                floats=floats,
+                coarse=coarse,
+                noisy=self.noisy,
+                alone=alone,
+            )
             if self.scheme.outputs:
                 placement.values.update({n.name: n.name for n in self._outputs() if n.name not in placement.values})
             self._watch(placement)
@@ -253,6 +264,11 @@ class Quantizer:
         """
         node = next(n for n in self.reference.graph.nodes if n.name == name)
         return any(is_joined(n) for n in (node, origin(node), *readers(node))) or any(map(is_grouped_in_3d, readers(node)))
+
+
+def _told(noise: float) -> str:
+    times = f"{noise:.0f} times" if noise >= 2 else f"{noise:.0%} of"
+    return f"rounding what it reads to 8 bits makes noise of {times} what it gives: its channels differ too much in size"
 
 
 def _check_patterns(module: fx.GraphModule, patterns: Sequence[str]) -> None:

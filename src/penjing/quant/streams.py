@@ -59,6 +59,11 @@ class Streams:
         found = {node: self.line_of(node.args[0]) for node in self.layers}
         return {node: line for node, line in found.items() if line is not None and bool(self.free[line.factors].any())}
 
+    def read_along(self) -> dict[fx.Node, int]:
+        """Which dim of what each layer reads holds the channels, by the layers' nodes."""
+        values = {node: node.args[0] for node in self.layers}
+        return {n: self.layers[n].place(v.meta["val"]) for n, v in values.items() if isinstance(v, fx.Node) and "val" in v.meta}
+
     def line_of(self, source: object) -> Line | None:
         """The line of a value, if it has one."""
         return self.lines.get(source) if isinstance(source, fx.Node) else None
