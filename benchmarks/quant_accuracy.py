@@ -117,6 +117,10 @@ class Judge:
         found = np.load(self._kept(name))
         return found["each"], found["answers"]
 
+    def has(self, name: str) -> bool:
+        """Whether what it answered is kept here; rows of other machines come without."""
+        return self._kept(name).exists()
+
     def _kept(self, name: str) -> Path:
         return self.folder / f"{name.replace(', ', '-').replace(' ', '_')}.npz"
 
@@ -172,6 +176,7 @@ def paired(one: np.ndarray, two: np.ndarray) -> Row:
 def compared(judge: Judge, rows: Mapping[str, Row]) -> None:
     """Write into the rows how they stand to the float file, and ours also to the best peer, of its runtime and of all."""
     ways = FLOAT | PEERS | OURS | DEFAULT | TENSOR
+    rows = {name: row for name, row in rows.items() if judge.has(name)}
     for name in rows.keys() & ways.keys():
         row, way = rows[name], ways[name]
         each, answers = judge.each(name)
@@ -349,9 +354,8 @@ def main() -> None:
         ways = FLOAT | PEERS | OURS | DEFAULT | (TENSOR if name.startswith("depthwise") else {})
         found = results["cases"].get(name, {"unit": case.unit, "rows": {}})
         judge = Judge(name, case, given.files, python)
-        for way in [
-            w for w in ways if _wanted(found["rows"].get(w), ways[w]) and (not given.way or w in given.way or w in FLOAT)
-        ]:
+        made = {w for w in ways if judge.has(w) and not _wanted(found["rows"].get(w), ways[w])}
+        for way in [w for w in ways if w not in made and (not given.way or w in given.way or w in FLOAT)]:
             found["rows"][way] = judge.row(way, ways[way])
             compared(judge, found["rows"])
             print(name, way, found["rows"][way], flush=True)

@@ -299,8 +299,8 @@ def test_learned_steps_have_a_rate_of_their_own_and_no_decay() -> None:
         if name in steps:
             torch.testing.assert_close(half[name], whole[name] / 2, rtol=1e-2, atol=1e-7)
             assert not none[name].any()
-        else:
-            torch.testing.assert_close(half[name], whole[name])
+        else:  # biases are rounded to multiples of the scales
+            torch.testing.assert_close(half[name], whole[name], rtol=1e-6, atol=1e-3 if name.endswith("bias") else 1e-6)
     assert all(whole[name].any() for name in steps if name.endswith(".scale"))
 
 
