@@ -300,7 +300,7 @@ def test_learned_steps_have_a_rate_of_their_own_and_no_decay() -> None:
             torch.testing.assert_close(half[name], whole[name] / 2, rtol=1e-2, atol=1e-7)
             assert not none[name].any()
         else:  # biases are rounded to multiples of the scales
-            torch.testing.assert_close(half[name], whole[name], rtol=1e-6, atol=1e-3 if name.endswith("bias") else 1e-6)
+            torch.testing.assert_close(half[name], whole[name], rtol=1e-6, atol=5e-3 if name.endswith("bias") else 1e-6)
     assert all(whole[name].any() for name in steps if name.endswith(".scale"))
 
 
