@@ -33,7 +33,7 @@ from penjing.task import Inputs, as_tuple
 
 NOISE = 0.1  # of the power of what a layer gives: where rounding what it reads to 8 bits makes more, it stays in float
 OPTIONAL = 0.5  # share of a value that may become zero where those who read it can as well stay in float
-LOST = 0.25  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
+LOST = 0.5  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
 
 
 def quantize(
