@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from penjing.errors import BudgetError
 from penjing.export import Runner
+from penjing.measure import Measurement
 from penjing.quant import Quantizer, Scheme, target_named
 from penjing.search import MixSettings, fastest_mix
 
@@ -84,3 +86,27 @@ def test_another_placement_is_taken_only_when_it_is_faster(tmp_path: Path) -> No
     )  # fmt: skip
     assert mix.chosen.score >= 10
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Misled:
+    """Tells at the first look that integers are a little faster, and at the second that they are not."""
+
+    def __init__(self, later: float) -> None:
+        self.later, self.moments = later, list[str]()
+
+    def __call__(self, contenders: dict[str, Any], moment: str = "") -> dict[str, Measurement]:
+        self.moments.append(moment)
+        share = self.later if moment else 0.8
+        return {n: Measurement(share if n == "integers" else 1.0, "ms", 0.0, 2.0, 9, "nowhere") for n in contenders}
+
+
+@pytest.mark.parametrize(("later", "chosen"), [(1.2, False), (0.8, True)])
+def test_integers_that_were_a_little_faster_once_are_looked_at_again(later: float, chosen: bool, tmp_path: Path) -> None:
+    model, x = network()
+    timer = Misled(later)
+    mix = fastest_mix(
+        quantizer(model, x), model, x[:1], tmp_path / "n.onnx", evaluate=lambda _: 0.0, least=0.0, settings=SETTINGS,
+        timer=timer,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (mix.chosen.name == "integers") is chosen
+    assert timer.moments == ["", " again"]

@@ -18,6 +18,7 @@ from penjing.search.timer import Contender, Timer
 
 SAMPLES = 16  # that sensitivity is judged by
 FASTER = 0.97  # share of the simpler one's time that another must come below to be taken: less is noise
+PLAINLY = 0.6  # so much of float's time is below it at any moment
 FLOAT = "the runtime's float"
 Evaluate = Callable[[Runner], float]
 
@@ -156,7 +157,16 @@ class _Search:
         """The fastest; integers only where they are so by more than what may be noise."""
         plain = min((t for t in timed if not self._has_integers(t)), key=_time)
         best = min(timed, key=_time)
-        return best if _time(best) < FASTER * _time(plain) else plain
+        if _time(best) < FASTER * _time(plain) and (not self._has_integers(best) or self._stands(best, plain)):
+            return best
+        return plain
+
+    def _stands(self, best: Tried, plain: Tried) -> bool:
+        """Whether integers are faster at another moment too, where they are not so by far: one moment may have misled."""
+        if _time(best) < PLAINLY * _time(plain):
+            return True
+        again = self.timer({t.name: (t.artifact, t.precision) for t in (best, plain)}, " again")
+        return again[best.name].value < FASTER * again[plain.name].value
 
     def _has_integers(self, tried: Tried) -> bool:
         return isinstance(self.modules.get(tried.name), fx.GraphModule) and tried.name != FLOAT

@@ -43,15 +43,19 @@ class Timer:
         self.reference = artifact, precision
         return found
 
-    def __call__(self, contenders: Mapping[str, Contender]) -> dict[str, Measurement]:
-        """One call's time of each."""
-        keys = {name: self._key(c) for name, c in contenders.items()}
-        new = {name: c for name, c in contenders.items() if keys[name] not in self._shelf(c)}
+    def __call__(self, contenders: Mapping[str, Contender], moment: str = "") -> dict[str, Measurement]:
+        """One call's time of each.
+
+        Args:
+            moment: What to call another moment, at which files that were timed before are timed anew.
+        """
+        keys = {name: self._key(c) + moment for name, c in contenders.items()}
+        new = {name: c for name, c in contenders.items() if keys[name] not in self._shelf(c, keys[name])}
         if new:
             found = self._timed(new)
             for name, m in found.items():
                 self._keep(new[name], keys[name], m)
-        self.known |= {keys[name]: self._shelf(c)[keys[name]] for name, c in contenders.items()}
+        self.known |= {keys[name]: self._shelf(c, keys[name])[keys[name]] for name, c in contenders.items()}
         return {name: Measurement(**self.known[key]) for name, key in keys.items()}
 
     def surely(self, contender: Contender) -> Measurement:
@@ -66,7 +70,8 @@ class Timer:
         found = compare(runs, *self.inputs, seconds=self.seconds, progress=self.progress)
         if self.reference is None:
             return found
-        usual = Measurement(**self._shelf(self.reference)[self._key(self.reference)]).value
+        key = self._key(self.reference)
+        usual = Measurement(**self._shelf(self.reference, key)[key]).value
         share = usual / found.pop(REFERENCE).value
         return {name: _scaled(m, share) for name, m in found.items()}
 
@@ -74,9 +79,9 @@ class Timer:
         artifact, precision = contender
         return f"{artifact.runtime} {artifact.digest} {precision or 'default'}"
 
-    def _shelf(self, contender: Contender) -> Mapping[str, Any]:
+    def _shelf(self, contender: Contender, key: str) -> Mapping[str, Any]:
         """What is known: of this timer, and unless all is to be fresh, of the ledger."""
-        if self.ledger is None or self.fresh or self._key(contender) in self.known:
+        if self.ledger is None or self.fresh or key in self.known:
             return self.known
         return self.ledger.read(self._conditions(contender))
 
