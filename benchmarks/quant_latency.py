@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=NETS, help="a net; all by default")
     parser.add_argument("--runtime", action="append", choices=WAYS, help="a runtime; both by default")
     parser.add_argument("--batch", action="append", type=int, help="a batch size; 1 by default")
-    parser.add_argument("--make", action="store_true", help="make the peers' files alone; ours are timed as they are made, which wants an idle machine")
+    parser.add_argument("--make", action="store_true", help="make the peers' files alone and time nothing")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to time each load of each file")
     parser.add_argument("--again", action="store_true", help="time what has been timed")
     given = parser.parse_args()
