@@ -68,6 +68,18 @@ def test_the_output_and_what_the_modules_gave(net: Net) -> None:
     assert torch.equal(features["body.2"], net.body(X)) and torch.equal(features["body"], net.body(X))
 
 
+@pytest.mark.parametrize("path", ["0", "1"])
+def test_what_comes_next_in_place_changes_no_feature(path: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3).eval(), nn.ReLU(inplace=True))
+    net[1].bias.data.fill_(-0.5)
+    output, features = Taps(net, [path])(X)
+    expected = net[: int(path) + 1](X)
+    assert torch.equal(features[path], expected) and expected.min() < 0
+    assert torch.equal(output, net(X))
+    features[path].sum().backward()
+
+
 def test_gradients_flow_through_both(net: Net) -> None:
     taps = Taps(net, ["body.0"])
     output, features = taps(X)

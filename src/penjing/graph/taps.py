@@ -20,7 +20,7 @@ class Taps:
 
     Args:
         model: The network whose modules are tapped. Of a captured one (``quantize`` gives such), which does not run modules,
-            the values are those of the last node of each. Where the next module changes a value in place, what it made is seen.
+            the values are those of the last node of each. Whoever changes a value in place changes a copy.
         paths: As in ``model.named_modules()``.
         call: What is called in place of ``model``, e.g. a wrapper that calls it.
 
@@ -108,8 +108,12 @@ def _watch(model: nn.Module, paths: Iterable[str], keep: Keep) -> "list[Removabl
     return handles
 
 
-def _hook(path: str, keep: Keep) -> Callable[..., None]:
-    return lambda _module, _inputs, output: keep(path, output)
+def _hook(path: str, keep: Keep) -> Callable[..., Tensor | None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
+        keep(path, output)
+        return output.clone() if isinstance(output, Tensor) else None  # an in-place ReLU may come next
+
+    return hook
 
 
 class _Nodes:
