@@ -609,6 +609,52 @@ def test_all_settings_together_can_be_interrupted(tmp_path: Path) -> None:
     assert all(e.metric is not None for e in told)
 
 
+class Remembering(nn.Module):
+    """Adds a mean of all it has seen, which its state dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 0.1 * (x.detach().mean((0, 2, 3))[:, None, None] - self.seen)
+        return x + self.seen
+
+
+class Counting(Remembering):
+    """With a state that is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"count": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_buffers_that_the_state_dict_leaves_out_go_on_too(tmp_path: Path) -> None:
+    def run(**more: Any) -> nn.Module:
+        settings = replace(SETTINGS, ema=0.9, keep="best")
+        net = nn.Sequential(Remembering(), network())
+        return fit(net, watched(shuffling()), epochs=4, settings=settings, **more)
+
+    expected = run()
+    with pytest.raises(Interrupted):
+        run(checkpoint=tmp_path / "c", on_epoch=after(2))
+    found = run(checkpoint=tmp_path / "c")
+    assert same(found, expected)
+    assert torch.equal(found[0].seen, expected[0].seen) and expected[0].seen.any()
+
+
+def test_a_state_that_is_no_tensor_is_trained_but_not_with_a_checkpoint(tmp_path: Path) -> None:
+    net = nn.Sequential(Counting(), network())
+    fit(net, watched(), epochs=2, settings=replace(SETTINGS, keep="best"))
+    with pytest.raises(ModelError, match=r"0._extra_state in the state of Sequential is dict"):
+        fit(net, task(), epochs=2, settings=SETTINGS, checkpoint=tmp_path / "c")
+    fit(network(), task(), epochs=1, settings=SETTINGS, teacher=net, loss=kl())
+
+
 def test_the_best_epoch_is_kept_and_patience_ends() -> None:
     values = iter([0.0, 0.1, 0.5, 0.4, 0.3, 0.9, 0.9])  # the first before anything is trained
 

@@ -42,6 +42,7 @@ from penjing.task import (
     first_batch,
     scored,
 )
+from penjing.train.tensors import state_of
 
 MARK = "run.json"  # says that a folder is ours, and of which model and settings
 LOCK = "lock.json"  # what the run was made with: versions, machine, seed
@@ -82,7 +83,7 @@ class Job:
         self.identity = _identity(model, computed, task, searched, settings, self.profile.name)
         self.mark = {
             "identity": self.identity,
-            "model": digest_of(_tensors(model), computed),
+            "model": digest_of(state_of(model), computed),
             "data": digest_of(_named(searched)),
             "target": self.profile.name,
             "settings": asdict(settings),
@@ -210,7 +211,7 @@ def _identity(
     The first batch of the search split stands for the data: it is the one most often walked in the same order.
     """
     told = json.dumps([asdict(settings), target, type(model).__name__, computed], sort_keys=True, default=str)
-    return digest_of({**_tensors(model), **_named(searched), **_leaves(first_batch(task.search, "search")[1])}, told)
+    return digest_of({**state_of(model), **_named(searched), **_leaves(first_batch(task.search, "search")[1])}, told)
 
 
 def _computed(model: nn.Module, example: tuple[Tensor, ...]) -> str:
@@ -233,10 +234,6 @@ def _told(leaf: Any) -> Tensor | bytes:
         return leaf
     plain = isinstance(leaf, str | bytes | int | float | bool | None)
     return (repr(leaf) if plain else type(leaf).__qualname__).encode()
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _named(searched: tuple[Tensor, ...]) -> dict[str, Tensor]:

@@ -144,7 +144,10 @@ class _Loop:
 
     def begin(self) -> None:
         """Take up the checkpoint, where there is one."""
-        if self.checkpoint is not None and self.checkpoint.exists():
+        if self.checkpoint is None:
+            return
+        self.learner.check_kept()
+        if self.checkpoint.exists():
             held = self.learner.load(self.checkpoint, self._length())
             self.history, self.first = [Epoch(**e) for e in held["history"]], held["first"]
 

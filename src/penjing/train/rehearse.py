@@ -16,6 +16,7 @@ from penjing.graph.taps import Taps
 from penjing.task import Batch, Inputs, Loss, as_tuple
 from penjing.train.mixing import soft
 from penjing.train.settings import Training
+from penjing.train.tensors import state_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def two_of(inputs: Inputs) -> tuple[Tensor, ...]:
 def _shown(model: nn.Module, paths: list[str], inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
     """Output and features of a copy in eval mode, which leaves the model's own mode and statistics alone."""
     net = copy.deepcopy(model).eval()
-    device = next((t.device for t in tree_leaves(dict(net.state_dict()))), torch.device("cpu"))
+    device = next((t.device for t in state_of(net).values()), torch.device("cpu"))
     taps = Taps(net, paths, call=net)
     found = taps(*(x.to(device) for x in inputs))
     taps.close()

@@ -27,6 +27,7 @@ from penjing.train.optimizers import OPTIMIZERS, grouped, load_optimizer_state, 
 from penjing.train.settings import Training
 from penjing.train.share import own_statistics, share_statistics
 from penjing.train.sparse import SparseRun, Sparsity, describe
+from penjing.train.tensors import fill, state_of, tensors_of
 
 
 class Learner:
@@ -57,7 +58,7 @@ class Learner:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if not trained:
             raise ModelError(f"no parameter of {type(model).__name__} is trained; set requires_grad of those that are to be")
-        self.kinds = {name: t.dtype for name, t in self.model.state_dict().items()}
+        self.kinds = {name: t.dtype for name, t in tensors_of(self.model).items()}
         learned = [p for p in loss.parameters() if p.requires_grad] if loss is not None else []
         groups = grouped([*trained, *learned], trained_steps(self.model), settings.weight_decay, settings.scale_lr)
         self.optimizer: Any = OPTIMIZERS[settings.optimizer](groups, settings.lr, settings.momentum)
@@ -67,7 +68,7 @@ class Learner:
         self.trained = [*trained, *learned]
         if loss is not None:  # features are compared in float32 at least
             loss.to(self.fabric.device, dtype=torch.float64 if precision == "64-true" else None)
-        ranks.alike((*self.model.parameters(), *self.model.buffers(), *(_tensors(loss).values() if loss is not None else ())))
+        ranks.alike((*self.model.parameters(), *self.model.buffers(), *(tensors_of(loss).values() if loss is not None else ())))
         self.average = _average(self.model, settings.ema) if settings.ema else None
         self.best: dict[str, Tensor] | None = None
         self.sparse = SparseRun(self.model, self.optimizer, sparsity, hold=settings.hold_zeros)
@@ -78,7 +79,7 @@ class Learner:
         if teacher is not None:
             self.frozen = channels_last(copy.deepcopy(teacher).eval().requires_grad_(False), few)
             self.teacher = make_fabric(precision).setup_module(self.frozen)
-        self.taught_by = None if teacher is None else digest_of(_tensors(teacher))
+        self.taught_by = None if teacher is None else digest_of(state_of(teacher))
         pairs = loss.taps if loss is not None else ()
         self.taps = Taps(self.model, [p.student for p in pairs], call=self.student)
         self.shown = Taps(self.frozen, [p.teacher for p in pairs], call=self.teacher) if teacher is not None else None
@@ -147,13 +148,13 @@ class Learner:
 
     def remember(self) -> None:
         """Keep the present weights as the best so far."""
-        self.best = {name: t.detach().clone() for name, t in self.current().state_dict().items()}
+        self.best = {name: t.clone() for name, t in tensors_of(self.current()).items()}
 
     def finished(self) -> nn.Module:
         """The network to hand back, on the CPU, in eval mode and torch's own memory format."""
         net = self.current()
         if self.best is not None:
-            net.load_state_dict(self.best)
+            fill(net, self.best)
         own_statistics(net)
         self.taps.close()
         for name, t in (*net.named_parameters(), *net.named_buffers()):
@@ -165,12 +166,11 @@ class Learner:
 
     def save(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write all of it, whole or not at all; ``about`` is what the loop must know to go on."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+        tensors = {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
         for kind, kept in (("sparse", self.sparse), ("freeze", self.freeze)):
             tensors |= {f"{kind}.{name}": t for name, t in kept.state().items()}
-        for kind, module in (("loss", self.loss), ("average", self.average)):
-            tensors |= {f"{kind}.{name}": t for name, t in (module.state_dict() if module is not None else {}).items()}
+        for kind, module in self._modules().items():
+            tensors |= {f"{kind}.{name}": t for name, t in tensors_of(module).items()}
         tensors |= {f"best.{name}": t for name, t in (self.best or {}).items()}
         if ranks.is_writer():
             write_tensors(path, tensors, {**self.identity(), **about})
@@ -192,21 +192,37 @@ class Learner:
         def part(kind: str) -> dict[str, Tensor]:
             return {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
 
-        self.model.load_state_dict(part("model"))
+        for kind, module in self._modules().items():
+            fill(module, part(kind))
         load_optimizer_state(self.optimizer, part("optimizer"))
         self.sparse.load(part("sparse"))
         self.freeze.load(part("freeze"))
-        if self.loss is not None:
-            self.loss.load_state_dict(part("loss"))
-        if self.average is not None:
-            self.average.load_state_dict(part("average"))
         if best := part("best"):
             self.best = {name: t.to(self.fabric.device) for name, t in best.items()}
         return held
 
+    def check_kept(self) -> None:
+        """Refuse what a checkpoint cannot hold.
+
+        Raises:
+            ModelError: The state of the network or of the loss has something that is not a tensor.
+        """
+        for module in self._modules().values():
+            for name, value in module.state_dict().items():
+                if not isinstance(value, Tensor):
+                    raise ModelError(
+                        f"{name} in the state of {type(module).__name__} is {type(value).__name__}, and a checkpoint holds "
+                        "tensors alone; keep it as a buffer, or train without a checkpoint"
+                    )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """All that has weights or buffers of its own and changes."""
+        found = {"model": self.model, "loss": self.loss, "average": self.average}
+        return {kind: module for kind, module in found.items() if module is not None}
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in to be this run's."""
-        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        shapes = {name: list(value.shape) for name, value in state_of(self.model).items()}
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         return {
             "settings": asdict(self.settings),
@@ -215,11 +231,6 @@ class Learner:
             "loss": None if self.loss is None else repr(self.loss),
             "teacher": self.taught_by,
         }
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Of a module's state; there may be more to it."""
-    return {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
 
 
 def _readable(value: Any) -> Any:

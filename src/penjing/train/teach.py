@@ -21,6 +21,7 @@ from penjing.progress import Progress, silent
 from penjing.task import Score, Task, as_a_file, check_task, try_metric
 from penjing.train.fit import Epoch, fit
 from penjing.train.settings import Training
+from penjing.train.tensors import state_of
 
 Say = Callable[[str], None]  # what is being done, in words
 
@@ -158,7 +159,7 @@ class _School:
         about = {"epochs": epochs, "settings": asdict(settings), "loss": repr(loss), "model": _shapes(model)}
         # Where training starts from may be drawn anew by the caller at each start; what is not trained may not.
         told = self.before + json.dumps(about, sort_keys=True, default=str)
-        self.before = digest_of({} if epochs else model.state_dict(), told)
+        self.before = digest_of({} if epochs else state_of(model), told)
         path, history = self.out / f"{name}.safetensors", list[Epoch]()
         there = path.is_file()
         if epochs and not there:
@@ -193,4 +194,4 @@ class _School:
 
 
 def _shapes(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in model.state_dict().items()}
+    return {name: list(value.shape) for name, value in state_of(model).items()}
