@@ -278,6 +278,7 @@ def test_a_layer_that_reads_channels_of_very_different_size_stays_in_float_and_s
     assert "differ too much in size" in why
     with torch.no_grad():
         assert decibels(noise_share([[net(*x)]], [[low(*x)]])) > 30
+    assert not quantize(net, x, [x], target=target, scheme=Scheme(noise=float("inf"))).meta["reasons"]
     net.first.weight.data[:, 3] *= 2000  # now the depths are all that counts
     assert not quantize(net, x, [x], target=target).meta["reasons"]
 

@@ -11,6 +11,7 @@ from penjing.export import Runner
 from penjing.measure import Measurement
 from penjing.quant import Quantizer, Scheme, target_named
 from penjing.search import MixSettings, fastest_mix
+from penjing.search.mix import BOLD
 
 SETTINGS = MixSettings(threads=1, seconds=0.05, placements=False)
 
@@ -86,6 +87,70 @@ def test_another_placement_is_taken_only_when_it_is_faster(tmp_path: Path) -> No
     )  # fmt: skip
     assert mix.chosen.score >= 10
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Told:
+    """Tells the times it is given, by the candidates' names."""
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times = times
+
+    def __call__(self, contenders: dict[str, Any], _moment: str = "") -> dict[str, Measurement]:
+        return {n: Measurement(self.times.get(n, 2.0), "ms", 0.0, 3.0, 9, "nowhere") for n in contenders}
+
+
+@pytest.mark.parametrize(
+    ("least", "times", "chosen"),
+    [
+        (0.0, {"integers": 1.0, BOLD: 0.8}, BOLD),  # the metric allows the noise
+        (0.0, {"integers": 1.0, BOLD: 0.99}, "integers"),  # it saves nothing
+        (10.0, {"integers": 1.0, BOLD: 0.8}, "integers"),  # it costs too much
+    ],
+)
+def test_integers_where_they_are_noisy_are_taken_where_they_hold_and_save_time(
+    least: float, times: dict[str, float], chosen: str, tmp_path: Path
+) -> None:
+    model, x = network()
+    x = x * torch.tensor([1.0, 1.0, 1000.0]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        model[0].weight[:, 2] /= 2000
+    found = quantizer(model, x)
+    assert list(found.noisy) == ["conv2d"]
+    mix = fastest_mix(
+        found, model, x[:1], tmp_path / "n.onnx", evaluate=nearness(model, x), least=least, settings=SETTINGS,
+        timer=Told(times),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert mix.chosen.name == chosen
+    assert list(found.noisy) == ["conv2d"]
+    left = {k.layer for k in mix.kernels() if k.weighted and k.precision == "f32"}
+    assert len(left) == (chosen == "integers")
+
+
+class Looks:
+    """Tells another time of one placement at every look."""
+
+    def __init__(self, name: str, times: list[float]) -> None:
+        self.name, self.times = name, times
+        self.moments = {"": 0, " again": 1, " once more": 2}
+
+    def __call__(self, contenders: dict[str, Any], moment: str = "") -> dict[str, Measurement]:
+        time = self.times[self.moments[moment]]
+        plain = {"fp32": 9.0, "the runtime's float": 9.0}
+        return {n: Measurement(time if n == self.name else plain.get(n, 1.0), "ms", 0.0, 9.0, 9, "nowhere") for n in contenders}
+
+
+@pytest.mark.parametrize(
+    ("times", "taken"),
+    [([0.9, 1.1, 1.1], False), ([0.9, 1.1, 0.95], True), ([0.97, 0.98, 0.97], True), ([0.99, 0.5, 0.5], False)],
+)
+def test_another_placement_is_taken_where_most_of_three_looks_say_so(times: list[float], taken: bool, tmp_path: Path) -> None:
+    model, x = network()
+    name = "the first layer in float"
+    mix = fastest_mix(
+        quantizer(model, x), model, x[:1], tmp_path / "n.onnx", evaluate=lambda _: 0.0, least=0.0,
+        settings=MixSettings(threads=1, seconds=0.05), timer=Looks(name, times),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert mix.placement == (name if taken else "default")
 
 
 class Misled:

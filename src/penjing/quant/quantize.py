@@ -31,7 +31,6 @@ from penjing.quant.scheme import Scheme
 from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
 
-NOISE = 0.1  # of the power of what a layer gives: where rounding what it reads to 8 bits makes more, it stays in float
 OPTIONAL = 0.5  # share of a value that may become zero where those who read it can as well stay in float
 LOST = 0.5  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
 
@@ -72,6 +71,7 @@ class Quantizer:
     Attributes:
         reference: The prepared network in float.
         batches: The calibration data.
+        noisy: ``{layer: why it stays in float}``, of those whose integers would drown what they give.
     """
 
     def __init__(
@@ -100,10 +100,16 @@ class Quantizer:
         _check_patterns(self.reference, self.scheme.exclude)
         bits = min(target.weight_bits, self.scheme.weight_bits)
         evened = even_out(self.reference, self.batches, weight_bits=bits, value_bits=self.scheme.value_bits)
-        self.noisy = {name: _told(noise) for name, noise in evened.noise.items() if noise > NOISE}
+        self.noisy = {name: _told(noise) for name, noise in evened.noise.items() if noise > self.scheme.noise}
         if self.scheme.equalize:
             self._equalize()
         self.seen = Seen()
+
+    def bold(self) -> "Quantizer":
+        """The same, with integers also where ``scheme.noise`` leaves layers in float; what either sees the other has seen."""
+        other = copy.copy(self)
+        other.noisy = {}
+        return other
 
     def module(self, floats: Iterable[str] = (), target: Target | None = None, *, sharing: bool = False) -> fx.GraphModule:
         """The quantized network.

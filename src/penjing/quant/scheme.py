@@ -28,6 +28,8 @@ class Scheme:
     rounding: str = "nearest"  # a name in ROUNDINGS; "gptq" is the best that we measured at 4 bits and fewer
     correct_bias: bool = True  # keep the mean of every channel
     lost: float = 0.9  # where more than this share of what is not zero would become zero, a layer's input stays in float
+    noise: float = 0.1  # where rounding what a layer reads to 8 bits makes noise of more than this share of the power of what
+    # it gives, it stays in float; float("inf"): none does
     exclude: tuple[str, ...] = ()  # patterns of parameter names; those layers stay in float
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class Scheme:
             raise RecipeError(f"exclude is {self.exclude!r}; give a tuple of patterns of parameter names, as ('head.*',)")
         if not 0 < self.lost <= 1:
             raise RecipeError(f"lost is {self.lost}; give a share, more than 0 and at most 1")
+        if not self.noise > 0:
+            raise RecipeError(f"noise is {self.noise}; give a share of what layers give, more than 0, e.g. 0.1")
         whole = isinstance(self.block, int) and not isinstance(self.block, bool)
         if not (self.block in ("tensor", "channel") or (whole and int(self.block) > 0)):
             raise RecipeError(f"block is {self.block!r}; give 'tensor', 'channel' or a number of input channels")

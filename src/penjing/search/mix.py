@@ -1,5 +1,6 @@
 """Integers where they are fast and exact enough, floats elsewhere: by measurement, on the file, in the runtime."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from penjing.search.timer import Contender, Timer
 
 SAMPLES = 16  # that sensitivity is judged by
 FASTER = 0.97  # share of the simpler one's time that another must come below to be taken: less is noise
+SOONER = 0.985  # share of the default's time that another placement must come below to be taken, at the median of three looks
 PLAINLY = 0.6  # so much of float's time is below it at any moment
 FLOAT = "the runtime's float"
+INTEGERS = "integers"
+BOLD = "integers also where they are noisy"
 Evaluate = Callable[[Runner], float]
 
 
@@ -90,6 +94,8 @@ def fastest_mix(
 ) -> Mix:
     """The fastest of: integers, integers with the most sensitive layers in float, float as the runtime likes it, fp32.
 
+    Where ``Scheme.noise`` leaves layers in float, integers there too are tried beside, and taken where they hold and save time.
+
     A candidate holds when ``evaluate`` gives its file at least ``least``. Layers go back to float in the order of their
     sensitivity, and their number is found by bisection, so about ``log2(layers)`` files are scored.
 
@@ -145,7 +151,7 @@ class _Search:
                 self.target = self._fastest_placement()
             tried = [*plain, *self._integers()]
             timed = self._timings([t for t in tried if t.score >= self.least])
-            chosen = self._sure(timed)
+            chosen = self._sure(_worth_their_noise(timed))
             shown = [next((t for t in timed if t.name == old.name), old) for old in tried]
             chosen = replace(chosen, artifact=self._kept(chosen, tried))
             return Mix(self.modules.get(chosen.name, self.model), chosen, tuple(shown), self.placement, self.noise)
@@ -191,24 +197,23 @@ class _Search:
     def _fastest_placement(self) -> Target:
         """The profile whose file is fastest, of single changes and then of those together that helped; all are as accurate."""
         singles = variants(self.target)
-        times = self._times_of({"default": self.target} | singles)
-        limit = FASTER * times["default"]
-        helped = sorted((name for name in times if times[name] < limit), key=lambda name: times[name])
+        shares = self._shares_of({"default": self.target} | singles)
+        helped = sorted((name for name in shares if shares[name] < SOONER), key=lambda name: shares[name])
         together = {
             " and ".join(helped[:n]): joined(self.target, [singles[name] for name in helped[:n]])
             for n in range(1, len(helped) + 1)
         }
         if not together:
             return self.target
-        times = self._times_of({"default": self.target} | together)
-        best = min(times, key=lambda name: times[name])
-        if best == "default" or times[best] >= FASTER * times["default"]:
+        shares = self._shares_of({"default": self.target} | together)
+        best = min(shares, key=lambda name: shares[name])
+        if shares[best] >= SOONER:
             return self.target
         self.placement = best
         return together[best]
 
-    def _times_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
-        """One call's time with each profile, ms; of profiles that place alike the first alone."""
+    def _shares_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
+        """One call's time with each profile, as a share of the default's; of profiles that place alike the first alone."""
         placed: list[Placement] = []
         runs: dict[str, Contender] = {}
         with self.progress("placements", len(profiles)) as advance:
@@ -220,7 +225,12 @@ class _Search:
                     artifact = export(module, self.example, self._part("placement"), target=self.target.name)
                     runs[name] = artifact, None
                 advance(name)
-        return {name: m.value for name, m in self.timer(runs).items()}
+        shares = _shares(self.timer(runs))
+        if near := [name for name in runs if shares[name] < SOONER]:  # a file's time differs a little from one load to the next
+            beside = {name: runs[name] for name in ("default", *near)}
+            looks = [shares, *(_shares(self.timer(beside, moment)) for moment in (" again", " once more"))]
+            shares |= {name: statistics.median(look[name] for look in looks) for name in near}
+        return shares
 
     def _integers(self) -> list[Tried]:
         """Integers everywhere, and where that is not good enough, the mixes on the way to few layers in float."""
@@ -228,6 +238,8 @@ class _Search:
         if not tried[0].score >= self.least and self.target is not self.quantizer.target:  # another placement, other rounding
             self.target, self.placement = self.quantizer.target, "default"
             tried = [self._mixed(())]
+        if self.quantizer.noisy:
+            tried.append(self._mixed((), BOLD, self.quantizer.bold()))
         if self.floats:
             tried.append(self._mixed(self.floats, f"the {len(self.floats)} chosen layers in float"))
         if any(t.score >= self.least for t in tried):
@@ -243,9 +255,9 @@ class _Search:
             low, high = (low, middle) if tried[-1].score >= self.least else (middle, high)
         return tried
 
-    def _mixed(self, floats: Sequence[str], name: str = "") -> Tried:
-        name = name or (f"{len(floats)} layers back in float" if floats else "integers")
-        module = self.quantizer.module(floats, target=self.target)
+    def _mixed(self, floats: Sequence[str], name: str = "", quantizer: Quantizer | None = None) -> Tried:
+        name = name or (f"{len(floats)} layers back in float" if floats else INTEGERS)
+        module = (quantizer or self.quantizer).module(floats, target=self.target)
         self.modules[name] = module
         artifact = export(module, self.example, self._part("mix"), target=self.target.name)
         return self._tried(name, artifact, None, floats)
@@ -256,6 +268,16 @@ class _Search:
     def _timings(self, tried: Sequence[Tried]) -> list[Tried]:
         times = self.timer({t.name: (t.artifact, t.precision) for t in tried})
         return [replace(t, latency=times[t.name]) for t in tried]
+
+
+def _shares(times: Mapping[str, Measurement]) -> dict[str, float]:
+    return {name: m.value / times["default"].value for name, m in times.items()}
+
+
+def _worth_their_noise(timed: Sequence[Tried]) -> list[Tried]:
+    """Without integers where they are noisy, if they save no time there that is more than what may be noise of clocks."""
+    quiet = min((_time(t) for t in timed if t.name == INTEGERS), default=float("inf"))
+    return [t for t in timed if t.name != BOLD or _time(t) < FASTER * quiet]
 
 
 def _time(tried: Tried) -> float:
