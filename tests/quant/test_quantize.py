@@ -9,9 +9,9 @@ import penjing as pj
 from penjing.errors import DataError, ModelError, RecipeError
 from penjing.quant import TARGETS, Scheme, quantize
 from penjing.quant.apart import decibels, noise_share
-from penjing.quant.insert import layers
+from penjing.quant.insert import layers, value_grid
 from penjing.quant.lockstep import parameter
-from penjing.quant.targets import WEIGHTED
+from penjing.quant.targets import WEIGHTED, variants
 from penjing.zoo import ZOO
 
 FAKE = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
@@ -349,3 +349,42 @@ def test_biases_that_were_trained_are_what_kernels_add(how: str | None, tmp_path
     with torch.no_grad():
         expected = low(x)
     assert share_equal(pj.export(low, x, tmp_path / "net.onnx").load(1, "f32")(x), expected) > 0.8
+
+
+def test_biases_of_the_first_layer_have_room_on_the_grids_that_it_has() -> None:
+    """A channel of next to no weight and an ordinary bias, as a norm leaves: kernels hold biases in 32 bits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    with torch.no_grad():
+        net[0].weight[0] *= 1e-9
+    x = torch.rand(8, 3, 10, 10)
+    low = quantize(net, x, [x], scheme=Scheme(value_bits=2))
+    layer = next(iter(layers(low)))
+    read = value_grid(low, layer.node.args[0])
+    assert read is not None
+    steps = net[0].bias.abs() / (layer.grid.scale.flatten() * read.scale)
+    assert steps.max() < 2**31
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_norms_that_stay_in_float_are_no_layers(target: str, tmp_path: Path) -> None:
+    """Behind a concatenation a norm folds into nothing: a convolution in integers, in float a product and a sum."""
+    torch.manual_seed(0)
+    net = pj.zoo.DenseNet(growth=8).eval()
+    x = torch.randn(8, 1, 28, 28)
+    quantizer = pj.Quantizer(net, x[:1], [x], target=pj.quant.target_named(target))
+    for name, profile in {"default": quantizer.target, **variants(quantizer.target)}.items():
+        if name not in ("default", "norms in float"):
+            continue
+        low = quantizer.module(target=profile)
+        with torch.no_grad():
+            assert decibels(noise_share([[net(x)]], [[low(x)]])) > 25
+        file = pj.export(low, x[:1], tmp_path / "net.onnx", target=target)
+        norms = [k.layer for k in file.kernels() if k.weighted and "norm" in k.layer]
+        assert bool(norms) == (name == "default")
+        assert not low.meta["reasons"]
+    plain = quantizer.plain()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), net(x), rtol=1e-4, atol=1e-4)
+    groups = [n.args[6] for n in plain.graph.nodes if n.target is torch.ops.aten.conv2d.default and len(n.args) > 6]
+    assert all(g == 1 for g in groups)

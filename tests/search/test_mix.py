@@ -89,6 +89,24 @@ def test_another_placement_is_taken_only_when_it_is_faster(tmp_path: Path) -> No
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_drop_is_from_what_the_file_scores_in_fp32(tmp_path: Path) -> None:
+    model, x = network()
+    exact = nearness(model, x)
+    scores: list[float] = []
+
+    def evaluate(run: Runner) -> float:
+        scores.append(exact(run))
+        return scores[-1]
+
+    mix = fastest_mix(quantizer(model, x), model, x[:1], tmp_path / "n.onnx", evaluate=evaluate, drop=0.0, settings=SETTINGS)
+    assert mix.chosen.score >= scores[0]
+    fine = fastest_mix(
+        quantizer(model, x), model, x[:1], tmp_path / "m.onnx", evaluate=exact, least=20.0, drop=1e9, settings=SETTINGS
+    )
+    assert 20 <= fine.chosen.score < scores[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "n.onnx"]
+
+
 class Told:
     """Tells the times it is given, by the candidates' names."""
 
@@ -131,10 +149,9 @@ class Looks:
 
     def __init__(self, name: str, times: list[float]) -> None:
         self.name, self.times = name, times
-        self.moments = {"": 0, " again": 1, " once more": 2}
 
     def __call__(self, contenders: dict[str, Any], moment: str = "") -> dict[str, Measurement]:
-        time = self.times[self.moments[moment]]
+        time = self.times[1 if moment.endswith(" again") else 2 if moment.endswith(" once more") else 0]
         plain = {"fp32": 9.0, "the runtime's float": 9.0}
         return {n: Measurement(time if n == self.name else plain.get(n, 1.0), "ms", 0.0, 9.0, 9, "nowhere") for n in contenders}
 
@@ -161,7 +178,7 @@ class Misled:
 
     def __call__(self, contenders: dict[str, Any], moment: str = "") -> dict[str, Measurement]:
         self.moments.append(moment)
-        share = self.later if moment else 0.8
+        share = self.later if "again" in moment else 0.8
         return {n: Measurement(share if n == "integers" else 1.0, "ms", 0.0, 2.0, 9, "nowhere") for n in contenders}
 
 
@@ -174,4 +191,4 @@ def test_integers_that_were_a_little_faster_once_are_looked_at_again(later: floa
         timer=timer,  # type: ignore[arg-type]
     )  # fmt: skip
     assert (mix.chosen.name == "integers") is chosen
-    assert timer.moments == ["", " again"]
+    assert timer.moments == [" forms", " forms again"]

@@ -5,6 +5,8 @@ from penjing.graph.capture import as_inputs as as_inputs
 from penjing.graph.capture import capture as capture
 from penjing.graph.capture import check_weights as check_weights
 from penjing.graph.capture import free_batch as free_batch
+from penjing.graph.capture import is_captured as is_captured
+from penjing.graph.capture import repeated as repeated
 from penjing.graph.capture import takes_any_batch as takes_any_batch
 from penjing.graph.channels import Axis as Axis
 from penjing.graph.channels import Channels as Channels

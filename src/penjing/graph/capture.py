@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from unittest import mock
 
 import torch
@@ -64,6 +64,11 @@ def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
             raise ModelError(f"example has shape {tuple(x.shape)}, and so no values; give one sample at least")
     # torch.export takes one tensor that is given twice for one input.
     return tuple(x.clone() if any(x is y for y in inputs[:i]) else x for i, x in enumerate(inputs))
+
+
+def repeated(example: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+    """The first sample of the inputs as a batch of so many."""
+    return tuple(x[:1].repeat(batch, *[1] * (x.ndim - 1)) for x in example)
 
 
 def check_weights(model: nn.Module) -> None:
@@ -133,6 +138,13 @@ def free_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if any(x.ndim == 0 or x.shape[0] != 1 for x in inputs):
         return inputs
     return tuple(torch.cat([x, x]) for x in inputs)
+
+
+def is_captured(model: nn.Module) -> TypeGuard[fx.GraphModule]:
+    """Whether the network is a graph that ``capture`` read, or what became of one: its values are known."""
+    if not isinstance(model, fx.GraphModule):
+        return False
+    return all("val" in n.meta for n in model.graph.nodes if n.op == "placeholder")
 
 
 def takes_any_batch(module: fx.GraphModule) -> bool:

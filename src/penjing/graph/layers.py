@@ -152,6 +152,12 @@ def _weight(node: fx.Node) -> fx.Node:
     return weight
 
 
+def layer_name(weight: str) -> str:
+    """What a layer is called, by its weight: as its module, also where torch computes that weight; or as the weight."""
+    owner = weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
+    return owner or weight
+
+
 def _layer(layer: Weighted, batch: int) -> Layer:
     source = layer.node.args[0] if layer.kind == "transposed conv" else layer.node
     assert isinstance(source, fx.Node)
@@ -160,5 +166,5 @@ def _layer(layer: Weighted, batch: int) -> Layer:
     # Every value of the output sums over the input's channels; of a transposed convolution every input value is spread.
     work = math.prod(shape_of(source.meta["val"])) * math.prod(layer.shape[1:]) // batch
     kernel = "x".join(str(k) for k in layer.shape[2:])
-    name = layer.weight.removesuffix(".weight")
+    name = layer_name(layer.weight)
     return Layer(name, layer.kind, layer.widths, kernel, layer.groups, work, layer.weight, layer.shape)

@@ -21,6 +21,7 @@ from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means, round_biases, separate_biases
 from penjing.quant.equalize import absorb_biases, equalize
 from penjing.quant.even import even_out
+from penjing.quant.fold import SCALING, convolutions_to_scalings
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
 from penjing.quant.observers import OBSERVERS, MinMax
@@ -128,7 +129,6 @@ class Quantizer:
         self._insert_weights(module, placement, target or self.target)
         self._insert_values(module, placement, target or self.target)
         separate_biases(module)
-        module.meta["reasons"] = placement.reasons
         module.graph.lint()
         module.recompile()
         if self.scheme.rounding != "nearest":
@@ -136,6 +136,13 @@ class Quantizer:
         elif self.scheme.correct_bias:
             correct_bias_from_means(module, self.seen.means)
         round_biases(module)
+        _undo(module, placement)
+        return module
+
+    def plain(self) -> fx.GraphModule:
+        """The network as it is written where nothing is in integers."""
+        module = copy.deepcopy(self.reference)
+        convolutions_to_scalings(module)
         return module
 
     def _equalize(self) -> None:
@@ -229,10 +236,9 @@ class Quantizer:
 
     def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}
-        edges = {placement.values.get(nodes[name].args[0].name) for name in self._edges(placement)}
         outputs = {n.name for n in self._outputs()} if self.scheme.outputs else set()
         for name, shared in placement.values.items():
-            bits = max(self.scheme.value_bits, self.scheme.edge_bits if shared in edges else 0)
+            bits = self._value_bits(shared, placement)
             kind = self.scheme.outputs if name in outputs else None
             insert_grid(module, nodes[name], shared, self._value_grid(shared, target, bits, kind))
 
@@ -242,7 +248,7 @@ class Quantizer:
         shared = placement.values.get(source.name) if isinstance(source, fx.Node) else None
         if shared is None or not isinstance(bias, fx.Node) or bias.op != "get_attr":
             return grid
-        step = self._value_grid(shared, target, self.scheme.value_bits).scale
+        step = self._value_grid(shared, target, self._value_bits(shared, placement)).scale
         least = tensor(module, bias).detach().abs() / (step * 2**30)  # half of what 32 bits hold: correction may add to it
         fits = grid.scale.ndim and grid.scale.numel() == least.numel()
         least = least.view(grid.scale.shape) if fits else least.max()
@@ -253,6 +259,12 @@ class Quantizer:
         """The first and the last layer."""
         names = list(placement.weights)
         return {names[0], names[-1]} if names else set()
+
+    def _value_bits(self, shared: str, placement: Placement) -> int:
+        """Of a grid of values: what the first and the last layer read has those of edges at least."""
+        nodes = {n.name: n for n in self.reference.graph.nodes}
+        read = {placement.values.get(nodes[name].args[0].name) for name in self._edges(placement)}
+        return max(self.scheme.value_bits, self.scheme.edge_bits if shared in read else 0)
 
     def _value_grid(self, name: str, target: Target, bits: int, kind: str | None = None) -> Grid:
         seen = self.seen.values[name]
@@ -270,6 +282,13 @@ class Quantizer:
         """
         node = next(n for n in self.reference.graph.nodes if n.name == name)
         return any(is_joined(n) for n in (node, origin(node), *readers(node))) or any(map(is_grouped_in_3d, readers(node)))
+
+
+def _undo(module: fx.GraphModule, placement: Placement) -> None:
+    """Write norms that stayed in float as products and sums, in place; they are no layers any more."""
+    norms = {n.name for n in module.graph.nodes if SCALING in n.meta} - placement.weights.keys()
+    convolutions_to_scalings(module, placement.weights)
+    module.meta["reasons"] = {name: why for name, why in placement.reasons.items() if name not in norms}
 
 
 def _told(noise: float) -> str:

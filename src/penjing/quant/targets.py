@@ -71,6 +71,7 @@ class Target:
         dense_concat: Whether concatenations run in integers whose parts several concatenations read, as in DenseNet.
         channels_first: Whether norms over channels are best written without turning channels last.
         depthwise: Whether convolutions of one input channel a group run in int8.
+        norms: Whether norms that fold into nothing, as between a concatenation and a ReLU, run in int8 as convolutions.
         pooled: Whether convolutions that read maps of one position, as in squeeze-excite, run in int8; a linear head does.
         first: Whether the first layer runs in int8.
         transposed_groups: Whether it has int8 transposed convolutions in groups.
@@ -91,6 +92,7 @@ class Target:
     dense_concat: bool = True
     channels_first: bool = False
     depthwise: bool = True
+    norms: bool = True
     pooled: bool = True
     first: bool = True
     transposed_groups: bool = True
@@ -148,6 +150,9 @@ def has_tailed_groups(weight: Sequence[int], groups: int) -> bool:
     return groups > 1 and all(n == 1 for n in weight[2:]) and weight[1] > TILE and weight[1] % TILE != 0
 
 
+SWITCHES = ("dense_concat", "norms", "depthwise", "pooled", "first")  # of a profile, that its variants turn off
+
+
 def variants(target: Target) -> dict[str, Target]:
     """Other placements that are right as well, each with one thing changed; which is fastest depends on network and machine."""
     between = {"additions": ADDS, "concatenations": {aten.cat.default}, "products": {aten.mul.Tensor}, "pools": POOLS}
@@ -157,6 +162,7 @@ def variants(target: Target) -> dict[str, Target]:
             found[f"{name} in float"] = replace(target, integer=target.integer - operations)
         else:
             found[f"{name} in integers"] = replace(target, integer=target.integer | operations)
+    found["norms in float"] = replace(target, norms=False, dense_concat=False)  # then nothing reads those as integers
     found["depthwise convolutions in float"] = replace(target, depthwise=False)
     found["convolutions of one position in float"] = replace(target, pooled=False)
     found["the first layer in float"] = replace(target, first=False)
@@ -168,7 +174,7 @@ def joined(target: Target, others: Sequence[Target]) -> Target:
     integer = target.integer
     for other in others:
         integer = (integer - (target.integer - other.integer)) | (other.integer - target.integer)
-    settings = {name: all(getattr(t, name) for t in (target, *others)) for name in ("depthwise", "pooled", "first")}
+    settings = {name: all(getattr(t, name) for t in (target, *others)) for name in SWITCHES}
     return replace(target, integer=integer, **settings)  # type: ignore[arg-type]  # all of them are switches
 
 

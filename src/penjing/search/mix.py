@@ -1,6 +1,8 @@
 """Integers where they are fast and exact enough, floats elsewhere: by measurement, on the file, in the runtime."""
 
+import math
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import BudgetError
 from penjing.export import Artifact, Kernel, Runner, export
-from penjing.files import whole_file
-from penjing.graph import as_inputs
+from penjing.files import PART, check_writable, whole_file
+from penjing.graph import as_inputs, repeated
 from penjing.measure import Measurement
 from penjing.progress import Progress, silent
 from penjing.quant import Placement, Quantizer, Target, joined, sensitivity, variants
@@ -79,14 +81,15 @@ class MixSettings:
     placements: bool = True  # also try the target's other placements
 
 
-def fastest_mix(
+def fastest_mix(  # noqa: PLR0913 - the whole of what can be asked for, by name
     quantizer: Quantizer,
     model: nn.Module,
     example: Tensor | Sequence[Tensor],
     path: str | Path,
     *,
     evaluate: Evaluate,
-    least: float,
+    least: float = -math.inf,
+    drop: float = math.inf,
     floats: Sequence[str] = (),
     settings: MixSettings | None = None,
     timer: Timer | None = None,
@@ -96,8 +99,9 @@ def fastest_mix(
 
     Where ``Scheme.noise`` leaves layers in float, integers there too are tried beside, and taken where they hold and save time.
 
-    A candidate holds when ``evaluate`` gives its file at least ``least``. Layers go back to float in the order of their
-    sensitivity, and their number is found by bisection, so about ``log2(layers)`` files are scored.
+    A candidate holds when ``evaluate`` gives its file at least ``least``, and no more than ``drop`` less than the file in fp32.
+    Layers go back to float in the order of their sensitivity, and their number is found by bisection, so about
+    ``log2(layers)`` files are scored.
 
     Args:
         quantizer: Made from ``model``.
@@ -111,9 +115,23 @@ def fastest_mix(
     """
     settings, inputs = settings or MixSettings(), as_inputs(example)
     if timer is None:
-        timed = tuple(x[:1].repeat(settings.batch, *[1] * (x.ndim - 1)) for x in inputs)
-        timer = Timer(timed, threads=settings.threads, seconds=settings.seconds, progress=progress)
-    return _Search(quantizer, model, inputs, path, evaluate, least, tuple(floats), settings, timer, progress).mix()
+        timer = Timer(repeated(inputs, settings.batch), threads=settings.threads, seconds=settings.seconds, progress=progress)
+    where = Path(path)
+    check_writable(where)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=where.parent, prefix=f".{where.stem}.", suffix=PART) as parts:
+        asked = _Asked(evaluate, least, drop, tuple(floats))
+        return _Search(quantizer, model, inputs, where, Path(parts), asked, settings, timer, progress).mix()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What candidates must be, and which layers somebody would leave in float."""
+
+    evaluate: Evaluate
+    least: float
+    drop: float
+    floats: tuple[str, ...]
 
 
 class _Search:
@@ -122,42 +140,38 @@ class _Search:
         quantizer: Quantizer,
         model: nn.Module,
         example: tuple[Tensor, ...],
-        path: str | Path,
-        evaluate: Evaluate,
-        least: float,
-        floats: tuple[str, ...],
+        path: Path,
+        parts: Path,
+        asked: _Asked,
         settings: MixSettings,
         timer: Timer,
         progress: Progress,
     ) -> None:
-        self.quantizer, self.model, self.example, self.path = quantizer, model, example, Path(path)
-        self.evaluate, self.least, self.settings, self.progress = evaluate, least, settings, progress
-        self.floats = floats
+        self.quantizer, self.model, self.example, self.path, self.parts = quantizer, model, example, path, parts
+        self.asked, self.least, self.settings, self.progress = asked, asked.least, settings, progress
+        self.count = 0
         self.target, self.timer = quantizer.target, timer
-        self.parts: list[Path] = []
         self.noise: dict[str, float] = {}
         self.placement = "default"
         self.modules: dict[str, nn.Module] = {}
 
     def mix(self) -> Mix:
-        try:
-            whole = export(self.model, self.example, self._part("whole"), target=self.target.name)
-            folded = export(self.quantizer.reference, self.example, self._part("float"), target=self.target.name)
-            plain = [self._tried("fp32", whole, "f32"), self._tried(FLOAT, folded, None)]
-            self.modules[plain[1].name] = self.quantizer.reference
-            if not plain[0].score >= self.least:  # NaN is no score
-                raise BudgetError(f"the network in fp32 scores {plain[0].score:.6g}, below {self.least:.6g}; ask for less")
-            if self.settings.placements:
-                self.target = self._fastest_placement()
-            tried = [*plain, *self._integers()]
-            timed = self._timings([t for t in tried if t.score >= self.least])
-            chosen = self._sure(_worth_their_noise(timed))
-            shown = [next((t for t in timed if t.name == old.name), old) for old in tried]
-            chosen = replace(chosen, artifact=self._kept(chosen, tried))
-            return Mix(self.modules.get(chosen.name, self.model), chosen, tuple(shown), self.placement, self.noise)
-        finally:
-            for part in self.parts:
-                part.unlink(missing_ok=True)
+        whole = export(self.model, self.example, self._part("whole"), target=self.target.name)
+        self.modules[FLOAT] = self.quantizer.plain()
+        folded = export(self.modules[FLOAT], self.example, self._part("float"), target=self.target.name)
+        plain = [self._tried("fp32", whole, "f32"), self._tried(FLOAT, folded, None)]
+        if math.isfinite(self.asked.drop):
+            self.least = max(self.least, plain[0].score - self.asked.drop)
+        if not plain[0].score >= self.least:  # NaN is no score
+            raise BudgetError(f"the network in fp32 scores {plain[0].score:.6g}, below {self.least:.6g}; ask for less")
+        if self.settings.placements:
+            self.target = self._fastest_placement()
+        tried = [*plain, *self._integers()]
+        timed = self._timings([t for t in tried if t.score >= self.least])
+        chosen = self._sure(_worth_their_noise(timed))
+        shown = [next((t for t in timed if t.name == old.name), old) for old in tried]
+        chosen = replace(chosen, artifact=self._kept(chosen, tried))
+        return Mix(self.modules.get(chosen.name, self.model), chosen, tuple(shown), self.placement, self.noise)
 
     def _sure(self, timed: Sequence[Tried]) -> Tried:
         """The fastest; integers only where they are so by more than what may be noise."""
@@ -171,15 +185,15 @@ class _Search:
         """Whether integers are faster at another moment too, where they are not so by far: one moment may have misled."""
         if _time(best) < PLAINLY * _time(plain):
             return True
-        again = self.timer({t.name: (t.artifact, t.precision) for t in (best, plain)}, " again")
+        again = self.timer({t.name: (t.artifact, t.precision) for t in (best, plain)}, " forms again")
         return again[best.name].value < FASTER * again[plain.name].value
 
     def _has_integers(self, tried: Tried) -> bool:
         return isinstance(self.modules.get(tried.name), fx.GraphModule) and tried.name != FLOAT
 
     def _part(self, name: str) -> Path:
-        self.parts.append(self.path.with_name(f".{self.path.stem}.{len(self.parts)}.{name}.onnx"))
-        return self.parts[-1]
+        self.count += 1
+        return self.parts / f"{self.count}.{name}.onnx"
 
     def _kept(self, chosen: Tried, tried: Sequence[Tried]) -> Artifact:
         with whole_file(self.path) as part:
@@ -191,13 +205,13 @@ class _Search:
         return replace(chosen.artifact, path=self.path, reasons=reasons)
 
     def _tried(self, name: str, artifact: Artifact, precision: str | None, floats: Sequence[str] = ()) -> Tried:
-        score = self.evaluate(artifact.load(self.settings.threads, precision))
+        score = self.asked.evaluate(artifact.load(self.settings.threads, precision))
         return Tried(name, artifact, precision, tuple(floats), score)
 
     def _fastest_placement(self) -> Target:
         """The profile whose file is fastest, of single changes and then of those together that helped; all are as accurate."""
         singles = variants(self.target)
-        shares = self._shares_of({"default": self.target} | singles)
+        shares = self._shares_of({"default": self.target} | singles, " alone")
         helped = sorted((name for name in shares if shares[name] < SOONER), key=lambda name: shares[name])
         together = {
             " and ".join(helped[:n]): joined(self.target, [singles[name] for name in helped[:n]])
@@ -205,15 +219,18 @@ class _Search:
         }
         if not together:
             return self.target
-        shares = self._shares_of({"default": self.target} | together)
+        shares = self._shares_of({"default": self.target} | together, " together")
         best = min(shares, key=lambda name: shares[name])
         if shares[best] >= SOONER:
             return self.target
         self.placement = best
         return together[best]
 
-    def _shares_of(self, profiles: Mapping[str, Target]) -> dict[str, float]:
-        """One call's time with each profile, as a share of the default's; of profiles that place alike the first alone."""
+    def _shares_of(self, profiles: Mapping[str, Target], moment: str) -> dict[str, float]:
+        """One call's time with each profile, as a share of the default's; of profiles that place alike the first alone.
+
+        What is compared was timed at one moment, none of it looked up from another.
+        """
         placed: list[Placement] = []
         runs: dict[str, Contender] = {}
         with self.progress("placements", len(profiles)) as advance:
@@ -225,10 +242,10 @@ class _Search:
                     artifact = export(module, self.example, self._part("placement"), target=self.target.name)
                     runs[name] = artifact, None
                 advance(name)
-        shares = _shares(self.timer(runs))
+        shares = _shares(self.timer(runs, moment))
         if near := [name for name in runs if shares[name] < SOONER]:  # a file's time differs a little from one load to the next
             beside = {name: runs[name] for name in ("default", *near)}
-            looks = [shares, *(_shares(self.timer(beside, moment)) for moment in (" again", " once more"))]
+            looks = [shares, *(_shares(self.timer(beside, moment + look)) for look in (" again", " once more"))]
             shares |= {name: statistics.median(look[name] for look in looks) for name in near}
         return shares
 
@@ -240,8 +257,8 @@ class _Search:
             tried = [self._mixed(())]
         if self.quantizer.noisy:
             tried.append(self._mixed((), BOLD, self.quantizer.bold()))
-        if self.floats:
-            tried.append(self._mixed(self.floats, f"the {len(self.floats)} chosen layers in float"))
+        if self.asked.floats:
+            tried.append(self._mixed(self.asked.floats, f"the {len(self.asked.floats)} chosen layers in float"))
         if any(t.score >= self.least for t in tried):
             return tried
         module = self.modules[tried[0].name]
@@ -266,7 +283,7 @@ class _Search:
         return few(self.quantizer.inputs(), SAMPLES)
 
     def _timings(self, tried: Sequence[Tried]) -> list[Tried]:
-        times = self.timer({t.name: (t.artifact, t.precision) for t in tried})
+        times = self.timer({t.name: (t.artifact, t.precision) for t in tried}, " forms")
         return [replace(t, latency=times[t.name]) for t in tried]
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from penjing.export import Artifact, export
-from penjing.graph import Channels, Graph, as_inputs, capture, find_channels
-from penjing.graph.layers import Layer, layers
+from penjing.graph import Channels, Graph, as_inputs, capture, find_channels, repeated
+from penjing.graph.layers import Layer, layer_name, layers
 from penjing.measure import compare
 from penjing.progress import Progress, silent
 from penjing.prune import plan_widths, prune_to_look
@@ -137,7 +137,7 @@ class Sampler:
         self.channels = find_channels(self.graph)
         self.layers = layers(self.graph)
         self.scores = l2_norm(Evidence(self.graph, self.channels))  # which channels stay does not matter here
-        self.timed = tuple(x[:1].repeat(batch, *[1] * (x.ndim - 1)) for x in self.example)
+        self.timed = repeated(self.example, batch)
 
     def samples(
         self, widths: Sequence[Widths], progress: Progress = silent, label: str = "watching networks run"
@@ -160,7 +160,7 @@ class Sampler:
         """The network cut to these widths, as a file in each precision."""
         net, sites = self._cut(widths), self.sites(widths)
         quantizer = Quantizer(net, self.example, [self.example], target=self.target)  # ranges cost nothing: one batch will do
-        modules = {"int8": quantizer.module(sharing=True), "float": quantizer.reference}
+        modules = {"int8": quantizer.module(sharing=True), "float": quantizer.plain()}
         return [
             (name, export(modules[name], self.example, stem.with_suffix(f".{name}.onnx"), target=self.target.name), sites)
             for name in PRECISIONS
@@ -186,7 +186,7 @@ def _sample(precision: str, wall: float, sites: Sequence[Site], spent: Mapping[s
     uses: dict[str, int] = {}
     times = []
     for s in sites:
-        name = s.weight.removesuffix(".weight")
+        name = layer_name(s.weight)
         uses[name] = uses.get(name, 0) + 1
         times.append(wall * spent.get(name if uses[name] == 1 else f"{name}:{uses[name]}", 0.0))
     return Sample(precision, wall, tuple(sites), tuple(times))
