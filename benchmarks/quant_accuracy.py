@@ -31,15 +31,15 @@ from quant_calibrated import NNCF, ORT
 from quant_cases import Case, cases
 from quant_latency import environment, sources, versions
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import penjing as pj
-from penjing.export import RUNTIMES, Artifact, Runner
-from penjing.export.artifact import agreement, torch_outputs
+from penjing.export import RUNTIMES, Artifact, Runner, agreements
 from penjing.files import read_json, whole_file, write_json
 from penjing.measure import compare, machine
 from penjing.quant import Quantizer, Scheme, target_named
 from penjing.search.mix import MixSettings, fastest_mix
-from penjing.task import as_tuple
+from penjing.task import as_a_file, as_tuple
 
 HERE = Path(__file__).parent
 AGREED = 1000  # samples that a file is compared with its module on
@@ -156,10 +156,10 @@ class Judge:
             samples += len(batches[-1][0])
             if samples >= AGREED:
                 break
-        wanted = torch_outputs(module, batches)
-        outputs = torch.cat([w[0].flatten() for w in wanted])
+        answer = as_a_file(module.eval())
+        outputs = torch.cat([tree_leaves(answer(*inputs))[0].flatten() for inputs in batches])
         step = float(outputs.max() - outputs.min()) / 255
-        found = agreement(artifact.load(1, way.precision), batches, wanted)
+        found = agreements({"it": artifact.load(1, way.precision)}, module, batches)["it"]
         told: Row = {"samples": found.samples, "error": found.mean / step}
         return told | ({"argmax": found.argmax} if self.case.classes else {})
 

@@ -411,6 +411,30 @@ def test_quantize_a_network_and_the_same_as_onnx(here: Path, capsys: pytest.Capt
     assert "points), on 512 confirm samples" in printed
 
 
+UNLABELLED = """
+import torch, penjing as pj, own_model
+
+def task():
+    own = own_model.task()
+    images = torch.cat([x for x, _ in own.train])
+    pairs = torch.utils.data.TensorDataset(images)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True, collate_fn=bare)
+    return pj.Task(train=loader, search=own.search, confirm=own.confirm, metric=own.metric)
+
+def bare(rows):
+    return torch.stack([x for x, in rows]), None
+"""
+
+
+def test_what_is_not_trained_needs_no_labels_and_is_the_same_twice(here: Path) -> None:
+    (here / "unlabelled.py").write_text(UNLABELLED)
+    words = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "unlabelled:task"]
+    for name in ("a.onnx", "b.onnx"):
+        assert penjing("export", *words, "--int8", "--out", name) == 0
+    assert (here / "a.onnx").read_bytes() == (here / "b.onnx").read_bytes()
+    assert penjing("quantize", *words, "--max-drop", "5", "--no-placements", "--out", "c.onnx") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from penjing.errors import PenjingError, RecipeError
 PART = ".part"  # what names of unfinished files end with
 PLACE = "give a file in a folder that can be written to"
 LOCK = ".lock"  # what is locked by the process that works in a folder
+PATIENCE = 10.0  # seconds that a process waits for another that writes the same file
 TORCHS = (".pt", ".pth", ".bin", ".ckpt")  # what names of files end with that torch.save wrote
 
 
@@ -153,6 +155,21 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from a folder while a file in it is read and written; where files cannot be locked, hope."""
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=PATIENCE)
+    except (OSError, NotImplementedError, Timeout):
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def is_only_locked(folder: Path) -> bool:
     """Whether a folder holds nothing but the lock of a process that works in it or did."""
     return folder.is_dir() and all(p.name == LOCK for p in folder.iterdir())
@@ -160,8 +177,11 @@ def is_only_locked(folder: Path) -> bool:
 
 def remove_parts(folder: Path) -> None:
     """Remove what a killed process left unfinished."""
-    for part in folder.rglob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+    for part in list(folder.rglob(f".*{PART}")):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def is_part(path: Path) -> bool:

@@ -132,6 +132,22 @@ def first_batch(batches: Batches, name: str) -> Batch:
     return inputs if isinstance(inputs, Tensor) else tuple(inputs), target
 
 
+def first_batches(batches: Batches, samples: int, seed: int = 0) -> list[Batch]:
+    """The first batches of a walk, of so many samples together at least; the same at every call with the same seed."""
+    found: list[Batch] = []
+    seen = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if set_epoch := getattr(batches, "set_epoch", None):
+            set_epoch(0)
+        for batch in batches:
+            found.append(batch)
+            seen += len(as_tuple(batch[0])[0])
+            if seen >= samples:
+                break
+    return found
+
+
 def check_task(task: Task, model: nn.Module, *, labels: bool = True) -> tuple[Tensor, ...]:
     """Walk one batch of every split through the network, so that a mistake shows before any work is done.
 
@@ -257,6 +273,14 @@ def scored(metric: Metric, run: Run, batches: Batches) -> Score:
     if not (math.isfinite(score.value) and np.isfinite(each).all()):
         raise NoScore("task.metric gives NaN or infinity; look for it in the data and in what it divides by")
     return score
+
+
+def searched(task: Task, run: Run) -> float:
+    """The score on the search split; lower than all others where the metric gives no finite number."""
+    try:
+        return scored(task.metric, run, task.search).value
+    except NoScore:
+        return -math.inf
 
 
 def as_a_file(model: nn.Module) -> Run:

@@ -1,5 +1,6 @@
 """The file computes what the fake-quantized module computes, whatever the values between the layers look like."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.data import fashion_batches, fashion_sample
-from penjing.export import RUNTIMES, export, torch_outputs
+from penjing.export import RUNTIMES, Runner, agreements, export
 from penjing.quant import Scheme, quantize
 from penjing.zoo import fashion_resnet20
 
@@ -77,8 +78,8 @@ def test_outputs_lie_on_their_grid(grid: str) -> None:
 def test_the_module_stays_in_the_modes_it_was_in() -> None:
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
     net[0].eval()
-    (outputs,) = torch_outputs(net, [(torch.ones(2, 3),)])
-    assert torch.equal(outputs[0], net[0](torch.ones(2, 3)))  # no dropout
+    said = Runner(lambda arrays: [net[0](torch.from_numpy(arrays[0])).detach().numpy()], "here")  # no dropout
+    assert agreements({"it": said}, net, [(torch.ones(2, 3),)])["it"].largest == 0
     assert [part.training for part in net.modules()] == [True, False, True]
 
 
@@ -88,3 +89,37 @@ def test_what_is_not_a_number_is_not_hidden(tmp_path: Path) -> None:
     file = export(net.eval(), x, tmp_path / "net.onnx")
     x[1, 0, 0, 0] = float("nan")
     assert math.isnan(file.agreement(net, x).largest)
+
+
+def test_batches_are_walked_once_and_dense_answers_compared_at_every_position(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Conv2d(1, 3, 3, padding=1).eval()
+    file = export(net, torch.zeros(1, 1, 6, 6), tmp_path / "net.onnx")
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.bias[0] += 0.5
+    x = torch.randn(8, 1, 6, 6)
+    with torch.no_grad():
+        expected = float((net(x).argmax(1) == other(x).argmax(1)).double().mean())
+    found = agreements({"a": file.load(1), "b": file.load(1)}, other, iter([(x[:5],), (x[5:],)]))
+    assert found["a"] == found["b"]
+    assert found["a"].samples == 8
+    assert found["a"].argmax == pytest.approx(expected) and 0.2 < expected < 0.95
+
+
+def test_a_network_of_a_fixed_batch_is_compared_and_watched_in_parts(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x).view(2, 3)
+            return y
+
+    net = Two().eval()
+    file = export(net, torch.zeros(2, 4), tmp_path / "net.onnx")
+    assert not file.dynamic
+    assert file.agreement(net, torch.randn(6, 4)).samples == 6
+    for runtime in RUNTIMES:
+        assert file.on(runtime).profile(torch.randn(6, 4), threads=1, seconds=0.05).wall.value > 0

@@ -120,3 +120,11 @@ def test_targets_are_classes_or_shares_of_them(classes: int) -> None:
     assert score(labels) == score(F.one_hot(labels, classes)) == score(said) == 1
     with pytest.raises(DataError, match="top1 takes classes"):
         score(labels[:, None])
+
+
+def test_a_network_that_torch_fx_traced_is_read_as_any_other(tmp_path: Path) -> None:
+    net = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval())
+    x = torch.randn(3, 1, 8, 8)
+    file = pj.export(net, x[:1], tmp_path / "net.onnx")
+    assert file.dynamic
+    assert file.agreement(net, x).largest < 1e-4

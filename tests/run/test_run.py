@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from penjing.files import read_tensors
 from penjing.plan import ChannelPlan
 from penjing.progress import silent
 from penjing.result import load_result
-from penjing.run import candidates
+from penjing.run import candidates, training
 from penjing.run.job import Job
 from penjing.run.training import Start
 from penjing.search import Budget
@@ -68,8 +69,8 @@ def batches(seed: int, count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]
 
 
 def task(**changed: object) -> pj.Task:
-    splits = {"train": batches(0), "search": batches(1), "confirm": batches(2, 4)} | changed
-    return pj.Task(metric=pj.measure.top1, **splits)  # type: ignore[arg-type]
+    told = {"train": batches(0), "search": batches(1), "confirm": batches(2, 4), "metric": pj.measure.top1} | changed
+    return pj.Task(**told)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -503,6 +504,94 @@ def test_without_training_or_with_the_original_alone_no_labels_are_needed(settin
         network(), own, budget=Budget(max_drop=None, macs=0.5), out=tmp_path, settings=replace(QUICK, **settings)
     )
     assert bool(result.data["training"]) == bool(settings["epochs"])
+
+
+def test_without_labels_the_search_split_tells_whether_outputs_are_classes(tmp_path: Path) -> None:
+    """Values of logits and their temperature are two things: ``temperature`` must count where there are classes."""
+
+    def loss(settings: pj.Settings, **changed: Any) -> str:
+        net = network()
+        job = Job(net, task(**changed), Budget(), "onnxruntime", tmp_path / "out", settings, silent)
+        found = repr(training._loss(job))
+        assert net.training and not net[1].num_batches_tracked
+        return found
+
+    bare = [(x, None) for x, _ in batches(0)]
+    without = replace(QUICK, epochs=1, labels=0.0, temperature=3.0)
+    assert "kl" in loss(without, train=bare).lower() and "3.0" in loss(without, train=bare)
+    near = [(x, torch.zeros(16, 2)) for x, _ in batches(1)]
+    assert "mse" in loss(without, train=bare, search=near, confirm=near, metric=_nearness).lower()
+    assert "Imitate" in loss(replace(QUICK, epochs=1))
+
+
+def test_a_candidate_that_gives_no_numbers_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the metric of the package, whose complaint is no reason to stop either."""
+    made = candidates.Maker.artifact
+
+    class Nothing:
+        def __init__(self, artifact: pj.Artifact) -> None:
+            self.artifact = artifact
+
+        def load(self, *given: Any) -> Any:
+            run = self.artifact.load(*given)
+            return lambda *inputs: run(*inputs) * math.nan
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.artifact, name)
+
+    monkeypatch.setattr(candidates.Maker, "artifact", lambda *given: Nothing(made(*given)))
+    result = pj.compress(network(), task(), budget=Budget(max_drop=0.1), out=tmp_path / "out", settings=QUICK)
+    assert len(result.data["candidates"]) == 3
+
+
+def test_training_under_another_budget_is_not_told_as_this_ones(tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=2, attempts=1)
+    told = []
+    for share in (0.9, 0.6):
+        budget = Budget(max_drop=None, macs=share)
+        told.append(pj.compress(network(), task(), budget=budget, out=tmp_path / "out", settings=settings).data)
+    for data in told:
+        epochs = [(row["key"], row["epoch"]) for row in data["training"]]
+        assert len(epochs) == len(set(epochs)) > 0
+    one, other = ({row["key"] for row in data["training"]} for data in told)
+    assert one.isdisjoint(other)
+    assert all(any(c["minutes"] for c in data["candidates"]) for data in told)
+
+
+class Looped(nn.Module):
+    """Reads its samples one by one, as many as it was read with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.inner(x[i : i + 1]) for i in range(x.shape[0])])
+
+
+def test_a_network_of_a_fixed_batch_is_judged_at_no_other(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"takes 1 samples at a time, and settings\.batch is 8; give 1"):
+        pj.compress(Looped(), task(), out=tmp_path / "out", settings=QUICK)
+
+
+def _nearness(run: Run, split: Batches) -> Score:
+    each = torch.cat([-((run(x) - y) ** 2).mean(1) for x, y in split]).detach().double().numpy()
+    return Score(float(each.mean()), len(each), each)
+
+
+def test_all_chance_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(training, "fit", lambda net, _task, **more: told.append(more["settings"].seed) or net)
+    loader = torch.utils.data.DataLoader(batches(0, 8), batch_size=None, shuffle=True)  # type: ignore[arg-type]
+    firsts = []
+    for seed in (0, 0, 7):
+        settings = replace(QUICK, epochs=1, seed=seed, training=pj.Training(seed=20))
+        job = Job(network(), task(train=loader), Budget(), "onnxruntime", tmp_path / "out", settings, silent)
+        crew: Any = SimpleNamespace(job=job)
+        training._trained(crew, Start(network()), training.Course("key", "name", 4))
+        firsts.append(job.calibration[0])
+    assert told == [20, 20, 27]
+    assert torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[0], firsts[2])
 
 
 def test_what_a_folder_is_known_by_is_the_same_in_every_process_and_another_for_other_things(tmp_path: Path) -> None:

@@ -1,3 +1,7 @@
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -5,11 +9,13 @@ import pytest
 from torch import nn
 
 import penjing as pj
+from penjing.errors import TrainingError
 from penjing.run.candidates import Net
 from penjing.run.tell import Shipped
 from penjing.search import Candidate, Cost
 from penjing.search.mix import FLOAT
 
+confirming, telling = (importlib.import_module(f"penjing.run.{name}") for name in ("confirm", "tell"))
 CUT = pj.ChannelPlan({"0.weight": {0: (0, 1)}})
 
 
@@ -54,3 +60,48 @@ def test_what_is_handed_over_is_the_original_where_nothing_was_done_to_it(
     module = nn.Identity()
     shipped = Shipped(Candidate(**known | changed), Net(module, plan, {}), module, *rest, mix)
     assert shipped.is_original is said
+
+
+def test_what_fails_beside_the_result_loses_no_run() -> None:
+    stages: list[dict[str, str]] = []
+
+    @contextmanager
+    def stage(_name: str) -> Iterator[dict[str, str]]:
+        stages.append({})
+        yield stages[-1]
+
+    def control(_candidate: Candidate) -> nn.Module:
+        raise TrainingError("the loss has exploded")
+
+    job: Any = SimpleNamespace(settings=pj.Settings(), stage=stage)
+    maker: Any = SimpleNamespace(trainer=SimpleNamespace(control=control))
+    assert telling._control(job, maker, SimpleNamespace(candidate=SimpleNamespace(steps=3))) is None  # type: ignore[arg-type]
+    assert stages == [{"gave": "not known: the loss has exploded"}]
+
+
+def test_the_original_in_fp32_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the runtime's default precision loses too much: the row that was not taken stays beside it."""
+    cost = Cost(1.0, 1.0, 1, 1)
+    default = Candidate(name="original, default precision", key="original", kind="float", share=1.0, cost=cost, score=0.8)
+    baseline: Any = SimpleNamespace(default=default, cost=replace(cost, latency=2.0), score=0.9, artifact=Loads())
+    job: Any = SimpleNamespace(
+        score=lambda run, _: run, task=SimpleNamespace(confirm=None), threads=1, model=None,
+        log=SimpleNamespace(rows=lambda _: []), budget=pj.Budget(max_drop=0.01),
+        timer=lambda _, *__: {"it": SimpleNamespace(value=2.0)},
+    )  # fmt: skip
+    maker: Any = SimpleNamespace(net=lambda _: None, chooser=SimpleNamespace(ceilings={}))
+    monkeypatch.setattr(confirming, "paired", lambda before, after: SimpleNamespace(drop=before - after))
+    shipped = confirming._original(job, maker, baseline, 0.9)  # type: ignore[arg-type]
+    rows = telling._candidates(job, baseline, [], shipped)
+    assert [(r["name"], r["status"], r["score"], r["latency"]) for r in rows] == [
+        ("original, fp32", "original", 0.9, 2.0),
+        ("original, default precision", "does not hold", 0.8, 1.0),
+        ("original, in fp32", "chosen", 0.9, 2.0),
+    ]
+
+
+class Loads:
+    """An artifact whose precisions are their scores."""
+
+    def load(self, _threads: int, precision: str | None = None) -> float:
+        return 0.9 if precision else 0.8

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,10 +39,20 @@ def test_other_conditions_are_another_shelf(tmp_path: Path) -> None:
 def test_a_damaged_file_counts_as_empty_and_is_replaced(tmp_path: Path, text: str) -> None:
     ledger = Ledger(tmp_path)
     ledger.write(HERE, {"x": 1.5})
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     path.write_text(text)
     assert ledger.read(HERE) == {}
     assert ledger.write(HERE, {"x": 2.5}) == {"x": 2.5}
+
+
+def test_processes_that_write_at_once_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from penjing.search.ledger import Ledger; ledger = Ledger(Path(sys.argv[1]))\n"
+        "for i in range(60): ledger.write({'cpu': 'a', 'threads': 1}, {f'{sys.argv[2]} {i}': 1.0})"
+    )
+    writing = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    assert [process.wait() for process in writing] == [0, 0]
+    assert len(Ledger(tmp_path).read(HERE)) == 120
 
 
 def test_it_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,3 +82,22 @@ def test_of_an_unknown_loader_everything_is_walked_in_turn() -> None:
         seen |= set(portion)
     assert seen == set(range(10))
     assert len(copy.copy(portion)) == len(portion)  # type: ignore[arg-type]
+
+
+class _Augmented:
+    """Always in the same order, each time a little otherwise."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.full((2,), i) + torch.rand(2), torch.full((2,), i)) for i in range(10))
+
+
+def test_augmentation_is_no_other_order() -> None:
+    portion, epochs = portioned(_Augmented(), 15)
+    seen: set[int] = set()
+    for epoch in range(epochs):
+        portion.set_epoch(epoch)  # type: ignore[attr-defined]
+        seen |= {int(y[0]) for _, y in portion}
+    assert seen == set(range(10))

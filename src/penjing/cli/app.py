@@ -25,7 +25,7 @@ from penjing.quant import TARGETS
 from penjing.recipe import load_model
 from penjing.result import is_share, package_version
 from penjing.search.budget import parse_drop
-from penjing.task import Score, Task, as_tuple, check_task
+from penjing.task import Score, Task, check_task, first_batches
 
 OF_ANOTHER_TYPE = re.compile(r"\b(long|int|integer|LongTensor|dtype|scalar type)\b", re.IGNORECASE)  # in torch's complaints
 BITS = 8  # of a weight in int8
@@ -157,15 +157,7 @@ def check_unit(drop: str, task: Task, score: Score) -> None:
 
 def images_of(task: Task | None) -> list[Any] | None:
     """Training batches of some hundred samples."""
-    if task is None:
-        return None
-    found, samples = [], 0
-    for batch in task.train:
-        found.append(batch)
-        samples += len(as_tuple(batch[0])[0])
-        if samples >= SAMPLES:
-            break
-    return found
+    return None if task is None else first_batches(task.train, SAMPLES)
 
 
 def say_weights(profile: str, precisions: Iterable[str]) -> None:

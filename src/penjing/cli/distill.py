@@ -54,9 +54,9 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
     --pretrain-epochs 20 --out runs/small`
     """
     together(devices, nodes)
-    learned = _loss(loss)  # what is wrong in words is told before anything is made
     torch.manual_seed(seed)  # from here on: a factory may draw the weights that training starts from
     big, task = network(teacher, weights, what="--teacher"), load_task(data)
+    learned = _loss(loss)  # which the modules of both may have added
     small, plan = _student(big, task, student, width, depth, fresh=fresh, seed=seed)
     lessons = Lessons(
         teacher_epochs=teacher_epochs,

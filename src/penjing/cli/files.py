@@ -25,6 +25,7 @@ from penjing.cli.app import (
 from penjing.errors import DataError, ExportError, RecipeError
 from penjing.export import RUNTIMES, Artifact, Runner, export, fixed_batch, left_in_float
 from penjing.files import check_writable, digest
+from penjing.graph import repeated
 from penjing.measure import compare, cores
 from penjing.quant import quantize, target_named
 from penjing.recipe import load_task
@@ -57,8 +58,7 @@ def measure_command(
         score = scored(task.metric, run, task.confirm)
         rows.append({"runtime": name, "what": "score", "value": f"{score.value:.4f}", "samples": score.samples})
     for size in batch or ([1, 32] if fixed is None else [fixed]):
-        inputs = tuple(x[:1].repeat(size, *[1] * (x.ndim - 1)) for x in example)
-        for name, m in compare(runs, *inputs, progress=bars).items():
+        for name, m in compare(runs, *repeated(example, size), progress=bars).items():
             rows.append({"runtime": name, "what": f"latency, batch {size}", "value": f"{m.value:.3f} ms", "samples": m.samples})
     for name in RUNTIMES:
         floats = left_in_float(artifact.on(name).kernels())
@@ -92,7 +92,7 @@ def export_command(
     """
     check_writable(out)
     net, task = network(model, weights), load_task(data)
-    example = tuple(x[:1] for x in check_task(task, net))
+    example = tuple(x[:1] for x in check_task(task, net, labels=False))
     if int8:
         net = quantize(net, example, [x for x, _ in images_of(task) or ()], target=target)
     artifact = export(net, example, out, target=target)

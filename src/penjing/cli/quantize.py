@@ -37,7 +37,7 @@ from penjing.recipe import load_task
 from penjing.result import amount, is_share
 from penjing.search import Mix, MixSettings, fastest_mix
 from penjing.search.budget import parse_drop
-from penjing.task import Score, Task, as_a_file, as_tuple, check_metric, check_task, first_batch, scored
+from penjing.task import Score, Task, as_a_file, as_tuple, check_metric, check_task, first_batch, scored, searched
 
 
 @app.command("quantize")
@@ -76,7 +76,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     threads = threads or cores()
     check_writable(out)
     net, task = _given(file, model, weights), load_task(data)
-    example = tuple(x[:1] for x in check_task(task, net))
+    example = tuple(x[:1] for x in check_task(task, net, labels=False))
     drop = parse_drop(in_points(max_drop or "0.5") or "")
     score = check_metric(task, net)
     if max_drop is not None:
@@ -88,12 +88,11 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     images = [x for x, _ in images_of(task) or ()]
     quantizer = Quantizer(net, example, images, target=target_named(target), scheme=scheme, progress=bars)
     settings = MixSettings(threads=threads, batch=batch, placements=placements)
-    before = scored(task.metric, as_a_file(net.eval()), task.search).value
     mix = fastest_mix(
-        quantizer, net, example, out, evaluate=lambda run: task.metric(run, task.search).value,
-        least=-math.inf if drop is None else before - drop, settings=settings, progress=bars,
+        quantizer, net, example, out, evaluate=lambda run: searched(task, run),
+        drop=math.inf if drop is None else drop, settings=settings, progress=bars,
     )  # fmt: skip
-    told = _told(net, mix, task, threads) | {"profile": quantizer.target.name}
+    told = _told(net.eval(), mix, task, threads) | {"profile": quantizer.target.name}
     print_json(told) if as_json else _tell(told, mix)
 
 

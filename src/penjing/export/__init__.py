@@ -5,9 +5,8 @@ from penjing.export.artifact import Agreement as Agreement
 from penjing.export.artifact import Artifact as Artifact
 from penjing.export.artifact import Runner as Runner
 from penjing.export.artifact import Runtime as Runtime
-from penjing.export.artifact import agreement as agreement
+from penjing.export.artifact import agreements as agreements
 from penjing.export.artifact import fixed_batch as fixed_batch
-from penjing.export.artifact import torch_outputs as torch_outputs
 from penjing.export.kernels import Kernel as Kernel
 from penjing.export.kernels import left_in_float as left_in_float
 from penjing.export.onnx import export as export

@@ -1,6 +1,6 @@
 """A file that one runtime loads, and what can be asked of it: run it, compare it, see what really executes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +50,7 @@ class Agreement:
     largest: float  # absolute error
     mean: float  # absolute error
     cosine: float  # of all outputs, as one vector
-    argmax: float  # share of samples whose largest output along dim 1 is the same
+    argmax: float  # share of samples, or of their positions, whose largest output along dim 1 is the same
     samples: int
 
 
@@ -155,18 +155,21 @@ class Artifact:
     ) -> Profile:
         """Where the time of a call goes, as the runtime tells it: half of ``seconds`` is timed, half is profiled.
 
+        Of a file of a fixed batch, the call is one of that many.
+
         Raises:
             ExportError: See ``load``.
         """
         arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
+        if not self.dynamic:
+            arrays = [a[: shape[0]] if shape else a for a, shape in zip(arrays, self.inputs, strict=True)]
         wall = latency(self.load(threads, precision), *arrays, seconds=seconds / 2)
         kernels = RUNTIMES[self.runtime].profile(self.path, arrays, threads, precision, seconds / 2)
         return Profile(wall, named(self.path, kernels))
 
     def agreement(self, module: nn.Module, batch: Tensor | Sequence[Tensor], precision: str | None = None) -> Agreement:
         """Compare the file, loaded with ``precision``, with the torch module it was made from, on a batch of inputs."""
-        batches = [as_inputs(batch)]
-        return agreement(self.load(precision=precision), batches, torch_outputs(module, batches))
+        return agreements({"it": self.load(precision=precision)}, module, [as_inputs(batch)])["it"]
 
     def to_json(self) -> dict[str, Any]:
         """The artifact as JSON values."""
@@ -206,34 +209,65 @@ def fixed_batch(path: Path) -> int | None:
     return int(dims[0].dim_value) or None if dims else None
 
 
-def torch_outputs(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
-    """What the torch module gives for each batch of inputs, in eval mode; it is left in the modes it was in."""
+def agreements(runs: Mapping[str, Runner], module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Agreement]:
+    """Compare what loaded files give for batches of inputs with what the torch module gives, which is left in its modes.
+
+    Raises:
+        ExportError: A file's outputs have other shapes than the module's.
+    """
+    sums = {name: _Sums() for name in runs}
+    fixed = next(iter(runs.values())).fixed
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
-            return [[y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)] for inputs in batches]
+        for inputs in batches:
+            for few in _in_parts(inputs, fixed):
+                with torch.no_grad():
+                    expected = [y for y in tree_leaves(module(*few)) if isinstance(y, Tensor)]
+                for name, run in runs.items():
+                    sums[name].add(tree_leaves(run(*few)), expected, len(few[0]))
     finally:
         for part, training in modes.items():
             part.training = training
+    return {name: s.agreement() for name, s in sums.items()}
 
 
-def agreement(run: Runner, batches: Sequence[tuple[Tensor, ...]], expected: Sequence[Sequence[Tensor]]) -> Agreement:
-    """Compare what a loaded file gives for batches of inputs with what torch gave."""
-    largest, total, values, same, samples = 0.0, 0.0, 0, 0, 0
-    dot = ours = theirs = 0.0
-    for inputs, outputs in zip(batches, expected, strict=True):
-        found = tree_leaves(run(*inputs))
-        if [y.shape for y in found] != [y.shape for y in outputs]:
-            given, wanted = ([tuple(y.shape) for y in ys] for ys in (found, outputs))
+def _in_parts(inputs: tuple[Tensor, ...], size: int | None) -> Iterator[tuple[Tensor, ...]]:
+    """The samples, as many at a time as a network takes that was made for a fixed batch."""
+    if size is None or len(inputs[0]) == size:
+        yield inputs
+        return
+    for i in range(0, len(inputs[0]), size):
+        yield tuple(x[i : i + size] for x in inputs)
+
+
+@dataclass
+class _Sums:
+    """What an agreement is made of."""
+
+    largest: float = 0.0
+    error: float = 0.0
+    values: int = 0
+    products: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    same: float = 0.0
+    samples: int = 0
+
+    def add(self, found: Sequence[Tensor], expected: Sequence[Tensor], samples: int) -> None:
+        if [y.shape for y in found] != [y.shape for y in expected]:
+            given, wanted = ([tuple(y.shape) for y in ys] for ys in (found, expected))
             raise ExportError(f"the file gives outputs of shape {given} and the module {wanted}; it was made from another one")
-        for a, b in zip(found, outputs, strict=True):
+        for a, b in zip(found, expected, strict=True):
             a, b = a.double(), b.detach().double()
-            error = (a - b).abs()
-            largest = float(np.maximum(largest, float(error.max())))  # not a number where one of them is not
-            total, values = total + float(error.sum()), values + error.numel()
-            dot, ours, theirs = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
-        a, b = (y.detach().reshape(len(inputs[0]), -1) for y in (found[0], outputs[0]))
-        same += int((a.argmax(1) == b.argmax(1)).sum())
-        samples += len(a)
-    return Agreement(largest, total / max(values, 1), dot / max((ours * theirs) ** 0.5, 1e-30), same / samples, samples)
+            apart = (a - b).abs()
+            self.largest = float(np.maximum(self.largest, float(apart.max())))  # not a number where one of them is not
+            self.error, self.values = self.error + float(apart.sum()), self.values + apart.numel()
+            dot, ours, theirs = self.products
+            self.products = dot + float((a * b).sum()), ours + float(a.square().sum()), theirs + float(b.square().sum())
+        a, b = (y.detach().reshape(samples, -1) if y.ndim < 2 else y.detach() for y in (found[0], expected[0]))
+        self.same += samples * float((a.argmax(1) == b.argmax(1)).double().mean())
+        self.samples += samples
+
+    def agreement(self) -> Agreement:
+        dot, ours, theirs = self.products
+        cosine = dot / max((ours * theirs) ** 0.5, 1e-30)
+        return Agreement(self.largest, self.error / max(self.values, 1), cosine, self.same / self.samples, self.samples)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import fx
 
+from penjing.graph.layers import layer_name
 from penjing.quant.insert import weight_name
 from penjing.quant.targets import PRODUCTS, WEIGHTED
 
@@ -25,7 +26,7 @@ def name_layers(proto: Any, module: fx.GraphModule) -> dict[str, str]:
     seen: Counter[str] = Counter()
     reasons = {}
     for layer, node in zip(ours, theirs, strict=True):
-        name = weight_name(layer).rpartition(".")[0] or layer.name
+        name = layer_name(weight_name(layer)) or layer.name
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}:{seen[name]}"
         if layer.name in why:

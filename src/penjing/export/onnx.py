@@ -25,7 +25,7 @@ from penjing.export.pools import means_to_pools
 from penjing.export.reductions import apart, biases_in_one_dimension
 from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
-from penjing.graph import as_inputs, capture, free_batch, takes_any_batch
+from penjing.graph import as_inputs, capture, free_batch, is_captured, takes_any_batch
 from penjing.quant import target_named
 from penjing.quant.editable import set_tensor
 from penjing.quant.learned import settle
@@ -48,7 +48,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     profile = target_named(target)
     runtime = profile.runtime
     given = as_inputs(example)
-    module = settle(model) if isinstance(model, fx.GraphModule) else capture(model, given).module
+    module = settle(model) if is_captured(model) else capture(model, given).module
     dynamic = takes_any_batch(module)
     inputs = free_batch(given) if dynamic else given
     dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)

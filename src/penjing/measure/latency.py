@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from penjing.measure.measurement import Measurement
 from penjing.progress import Progress, silent
@@ -33,6 +34,7 @@ def compare(
         seconds: About how long to measure each.
     """
     arrays = [x.numpy() if isinstance(x, Tensor) else x for x in inputs]
+    runs = {name: _of_arrays(run) if isinstance(run, nn.Module) else run for name, run in runs.items()}
     once = {name: min(_timed(run, arrays) for _ in range(3)) for name, run in runs.items()}
     calls = {name: int(min(20, max(2, TURN / max(t, 1e-3)))) for name, t in once.items()}
     longest = max((calls[name] + BEFORE) * t for name, t in once.items()) / 1e3
@@ -46,6 +48,16 @@ def compare(
                 times[name].append(statistics.median(_timed(run, arrays) for _ in range(calls[name])))
             advance(f"batch {len(arrays[0])}")
     return {name: _summary(times[name], getattr(run, "where", "torch")) for name, run in runs.items()}
+
+
+def _of_arrays(net: nn.Module) -> Run:
+    """A network in torch as something that is called as files are, without gradients."""
+
+    def run(*arrays: Any) -> Any:
+        with torch.no_grad():
+            return net(*(torch.as_tensor(a) for a in arrays))
+
+    return run
 
 
 def _timed(run: Run, arrays: list[Any]) -> float:

@@ -5,21 +5,22 @@ import torch
 from torch import Tensor
 
 from penjing.errors import DataError
-from penjing.task import Batches, Run, Score, as_tuple
+from penjing.task import Batches, NoScore, Run, Score, as_tuple
 
 
 def top1(run: Run, batches: Batches) -> Score:
     """Share of samples whose largest output, along dimension 1, is at the target's class.
 
     Raises:
-        DataError: There is no batch, an output is not finite, or targets are neither classes nor shares of them.
+        NoScore: An output is not finite.
+        DataError: There is no batch, or targets are neither classes nor shares of them.
     """
     right: list[np.ndarray] = []
     with torch.no_grad():
         for inputs, target in batches:
             output = torch.as_tensor(run(*as_tuple(inputs)))
             if not output.isfinite().all():
-                raise DataError("the network's output is NaN or infinite; look for NaN in the images and the weights")
+                raise NoScore("the network's output is NaN or infinite; look for NaN in the images and the weights")
             right.append(_hits(output, target).numpy())
     if not right:
         raise DataError("there is no batch to measure on; give at least one (inputs, target) pair")

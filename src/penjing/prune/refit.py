@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import RecipeError
 from penjing.graph import Graph, as_inputs
+from penjing.graph.layers import layer_name
 from penjing.plan import ChannelPlan
 from penjing.progress import Progress, silent
 from penjing.prune.pair import Pair, put_back
@@ -202,7 +203,7 @@ def _improved(graph: Graph, product: Product, use: Moments, back: Moments, ridge
             best, chosen = error, ridge
     if chosen is not None:
         _set(graph, product, least_squares(use + back, old, chosen, columns=product.columns))
-    return Fit(product.weight.removesuffix(".weight"), before, best, chosen)
+    return Fit(layer_name(product.weight), before, best, chosen)
 
 
 @torch.no_grad()

@@ -40,9 +40,21 @@ def _check_drop(allowed: float | None, score: float) -> None:
         )
 
 
+def _check_batch(artifact: Artifact, job: Job) -> None:
+    """Refuse to judge a network of a fixed batch at another.
+
+    Raises:
+        RecipeError: It takes no such batch in one call.
+    """
+    fixed, batch = artifact.inputs[0][0], job.settings.batch
+    if not artifact.dynamic and fixed != batch:
+        raise RecipeError(f"the network takes {fixed} samples at a time, and settings.batch is {batch}; give {fixed}")
+
+
 def measure_baseline(job: Job) -> Baseline:
     """Write the original as a file, score and time it."""
     artifact = export(job.model, job.example, job.stages / "original.onnx", target=job.profile.name)
+    _check_batch(artifact, job)
     held = job.kept("original")
     if held is None:
         with job.stage("score and time the original") as told:

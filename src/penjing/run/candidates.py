@@ -16,7 +16,7 @@ from penjing.quant import Quantizer
 from penjing.run.baseline import Baseline
 from penjing.run.choose import Chooser, Net, Raw, kept_in
 from penjing.run.job import Job
-from penjing.run.training import Start, Trainer
+from penjing.run.training import Start, Trainer, key_in_integers
 from penjing.search import Allocation, Candidate, Cost, in_integers
 from penjing.task import as_a_file
 
@@ -83,7 +83,7 @@ class Maker:
         if candidate.steps_in_integers:
             start = Start(module, candidate.key, tuple(candidate.floats))
             name = in_integers(candidate.name)
-            trained = self.trainer.train(start, f"{candidate.key}-integers", name, candidate.steps_in_integers)
+            trained = self.trainer.train(start, key_in_integers(candidate.key), name, candidate.steps_in_integers)
             assert isinstance(trained, fx.GraphModule)
             return trained
         return module

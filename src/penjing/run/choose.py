@@ -167,7 +167,7 @@ class Chooser:
 
     def _nearest(self, share: float, raw: Raw, choices: Mapping[str, Allocation]) -> str:
         """Whose choice leaves the network nearest to the original, judged on the whole; once for a share and network."""
-        asked = json.dumps([round(share, 9), dict(raw.net.widths), raw.net.plan.blocks], sort_keys=True)
+        asked = json.dumps([round(share, 9), self.ceilings, dict(raw.net.widths), raw.net.plan.blocks], sort_keys=True)
         name = f"way-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
         if (held := self.job.kept(name)) is not None:
             return str(held["way"])
@@ -261,12 +261,12 @@ class Chooser:
         chosen = {w.weight for w in weighted(self.tables.graph) if allocation.precisions.get(w.node.name) == "float"}
         return tuple(w.node.name for w in weighted(capture(module, self.job.example)) if w.weight in chosen)
 
-    def cost(self, net: nn.Module, small: nn.Module, artifact: Artifact) -> Cost:
-        """What a file costs."""
+    def cost(self, net: nn.Module, small: nn.Module, artifact: Artifact, precision: str | None = None) -> Cost:
+        """What a file costs that is loaded in ``precision``."""
         graph = capture(net, self.job.example)
-        latency = self.job.timer({"it": (artifact, None)})["it"].value
+        latency = self.job.timer({"it": (artifact, precision)})["it"].value
         if latency > self.ceilings.get("latency", math.inf):  # it may have been a busy moment
-            latency = self.job.timer.surely((artifact, None)).value
+            latency = self.job.timer.surely((artifact, precision)).value
         return Cost(
             latency=latency,
             bytes=artifact.path.stat().st_size,

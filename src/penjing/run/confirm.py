@@ -83,7 +83,9 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
                 told["gave"] = f"{mix.chosen.name}, placement {mix.placement}"
             except BudgetError:  # by chance its integers score a little more than its floats, and just enough
                 told["gave"] = "as it was scored"
-    cost = maker.chooser.cost(net.module, mix.module, mix.chosen.artifact) if mix is not None else None
+    cost = None
+    if mix is not None:
+        cost = maker.chooser.cost(net.module, mix.module, mix.chosen.artifact, mix.chosen.precision)
     if mix is not None and cost is not None and not over(cost, maker.chooser.ceilings):
         module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
         candidate = replace(candidate, cost=cost, score=mix.chosen.score, note=f"shipped as: {mix.chosen.name}")
@@ -137,6 +139,8 @@ def _original(job: Job, maker: Maker, baseline: Baseline, before: Score) -> Ship
     if allowed is not None and paired(before, after).drop > allowed:
         precision, after = "f32", before
     candidate = replace(baseline.default, status="chosen", note="nothing that was tried is better")
+    if precision:
+        candidate = replace(candidate, name="original, in fp32", cost=baseline.cost, score=baseline.score)
     net, found = maker.net(candidate), paired(before, after)
     latency = job.timer({"it": (artifact, precision)})["it"].value
     within = not over(baseline.cost if precision else baseline.default.cost, maker.chooser.ceilings)

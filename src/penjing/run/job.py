@@ -1,7 +1,6 @@
 """What all stages of one run need: network, task, limits, and the folder in which every stage leaves what it made."""
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from penjing import ranks
 from penjing.errors import RecipeError
 from penjing.files import alone, digest_of, is_only_locked, is_part, read_json, remove_parts, write_json
-from penjing.graph import capture, check_weights
+from penjing.graph import capture, check_weights, repeated
 from penjing.measure import cores, machine
 from penjing.progress import Progress
 from penjing.quant import target_named
@@ -30,17 +29,16 @@ from penjing.search import Budget, Ledger, Timer
 from penjing.settings import Settings
 from penjing.task import (
     Batches,
-    Inputs,
-    NoScore,
     Run,
     Score,
     Task,
-    as_tuple,
     check_metric,
     check_order,
     check_task,
     first_batch,
+    first_batches,
     scored,
+    searched,
 )
 from penjing.train.tensors import state_of
 
@@ -88,7 +86,7 @@ class Job:
             "target": self.profile.name,
             "settings": asdict(settings),
         }
-        self.calibration = _calibration(task, settings.calibration)
+        self.calibration = [x for x, _ in first_batches(task.train, settings.calibration, settings.seed)]
         self.ledger = Ledger()
         self.timer = Timer(
             timed, threads=self.threads, seconds=settings.seconds, ledger=self.ledger, fresh=settings.fresh, progress=progress
@@ -139,10 +137,7 @@ class Job:
 
     def searched(self, run: Run) -> float:
         """The score on the search split; lower than all others where the metric gives no finite number."""
-        try:
-            return self.score(run, self.task.search).value
-        except NoScore:
-            return -math.inf
+        return searched(self.task, run)
 
     def kept(self, name: str) -> Any | None:
         """What an earlier process of this run has left under a name; None where there is nothing."""
@@ -196,11 +191,6 @@ class Log:
 
     def _all(self) -> dict[str, list[dict[str, Any]]]:
         return read_json(self.path) if self.path.is_file() else {}
-
-
-def repeated(example: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    """One sample as a batch."""
-    return tuple(x.repeat(batch, *[1] * (x.ndim - 1)) for x in example)
 
 
 def _identity(
@@ -258,19 +248,3 @@ def _flat(settings: Mapping[str, Any], above: str = "settings.") -> dict[str, An
     for name, value in settings.items():
         found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
     return found
-
-
-def _calibration(task: Task, images: int) -> list[Inputs]:
-    """The first inputs of the training split, the same at every call."""
-    held: list[Inputs] = []
-    seen = 0
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if set_epoch := getattr(task.train, "set_epoch", None):
-            set_epoch(0)
-        for inputs, _ in task.train:
-            held.append(inputs)
-            seen += len(as_tuple(inputs)[0])
-            if seen >= images:
-                break
-    return held

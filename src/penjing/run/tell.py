@@ -2,16 +2,16 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
 import penjing.result as told
-from penjing.errors import DataError
-from penjing.export import RUNTIMES, Artifact, agreement, left_in_float, torch_outputs
+from penjing.errors import PenjingError
+from penjing.export import RUNTIMES, Artifact, agreements, left_in_float
 from penjing.files import whole_file, write_json
-from penjing.graph import capture
+from penjing.graph import capture, repeated
 from penjing.measure import Judgement, Paired, compare, generalization, layers, machine, macs, parameters, peak_memory
 from penjing.prune.store import save
 from penjing.recipe import RECIPE, dump_recipe
@@ -19,9 +19,10 @@ from penjing.report import write_report
 from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
 from penjing.run.choose import Net
-from penjing.run.job import Job, repeated
+from penjing.run.job import Job
 from penjing.run.pictures import forgotten
-from penjing.search import Candidate, Mix, in_integers, over
+from penjing.run.training import control_key, key_in_integers
+from penjing.search import Candidate, Mix, over
 from penjing.search.mix import FLOAT
 from penjing.task import Score, as_a_file, as_tuple
 
@@ -83,7 +84,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "unchanged": shipped.is_original,
         "untrained": maker.trainer.trains and not any(c.steps for c in tried),
         "classes": classes,
-        "training": job.log.rows("training"),
+        "training": _training(job, tried, shipped),
         "stages": job.log.rows("stages"),
         "penjing": told.package_version(),
         "created": told.now(),
@@ -111,9 +112,8 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
     with job.stage("time"):
         rows = told.latency_rows(_timings(job, original, shipped))
     with job.stage("compare with torch"):
-        inputs = [as_tuple(x) for x, _ in job.task.confirm]
-        expected = torch_outputs(shipped.module, inputs)
-        found = {n: agreement(artifact.on(n).load(job.threads, shipped.precision), inputs, expected) for n in RUNTIMES}
+        runs = {name: artifact.on(name).load(job.threads, shipped.precision) for name in RUNTIMES}
+        found = agreements(runs, shipped.module, (as_tuple(x) for x, _ in job.task.confirm))
         agree = {n: asdict(a) | ({} if classes else {"argmax": None}) for n, a in found.items()}
         kernels = {name: artifact.on(name).kernels(shipped.precision) for name in RUNTIMES}
     old, new = capture(job.model, job.example), capture(shipped.net.module, job.example)
@@ -167,8 +167,12 @@ def _control(job: Job, maker: Maker, shipped: Shipped) -> dict[str, Any] | None:
     if not (steps and job.settings.control and job.settings.labels):
         return None
     with job.stage("train the original on, for comparison") as said:
-        net = maker.trainer.control(shipped.candidate)
-        score = job.score(as_a_file(net), job.task.confirm).value
+        try:
+            net = maker.trainer.control(shipped.candidate)
+            score = job.score(as_a_file(net), job.task.confirm).value
+        except PenjingError as e:  # no reason to lose the run
+            said["gave"] = f"not known: {e}"
+            return None
         said["gave"] = f"{score:.4g} on the confirm split"
     drop = shipped.before.value - score
     name = f"the original, trained on for the same {steps:,} steps"
@@ -190,15 +194,24 @@ def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str,
                 seed=job.settings.seed,
                 progress=job.progress,
             ).to_json()
-        except DataError as e:  # no reason to lose the run
+        except PenjingError as e:  # no reason to lose the run
             said["gave"] = f"not known: {e}"
             return None
         said["gave"] = f"{len(found['warnings'])} warnings"
     return forgotten(found, job.task)
 
 
+def _training(job: Job, tried: Sequence[Candidate], shipped: Shipped) -> list[dict[str, Any]]:
+    """The epochs of this run: of another budget in this folder there may be more, of candidates that are called alike."""
+    keys = {key for c in tried for key in (c.key, key_in_integers(c.key))} | {control_key(shipped.candidate.steps)}
+    return [row for row in job.log.rows("training") if row["key"] in keys]
+
+
 def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> list[dict[str, Any]]:
-    default = shipped.candidate if shipped.candidate.key == baseline.default.key else baseline.default
+    originals = [shipped.candidate if shipped.candidate.key == baseline.default.key else baseline.default]
+    if shipped.precision and shipped.candidate.key == baseline.default.key:  # it is handed back in fp32
+        lost = replace(baseline.default, status="does not hold", note="loses more than is allowed on the confirm split")
+        originals = [lost, shipped.candidate]
     first = {
         "name": "original, fp32",
         "kind": "original",
@@ -208,10 +221,10 @@ def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shippe
         "note": "",
     }
     first |= {"predicted": None, "minutes": None, **asdict(baseline.cost)}
-    shown = [default, *tried]
+    shown = [*originals, *tried]
     seconds: dict[str, float] = {}
     for row in job.log.rows("training"):
-        seconds[row["run"]] = seconds.get(row["run"], 0.0) + row["seconds"]
-    spent = {c.key: seconds.get(c.name, 0.0) + seconds.get(in_integers(c.name), 0.0) for c in shown}
+        seconds[row["key"]] = seconds.get(row["key"], 0.0) + row["seconds"]
+    spent = {c.key: sum(seconds.get(key, 0.0) for key in (c.key, key_in_integers(c.key))) for c in shown}
     minutes = {key: s / 60 for key, s in spent.items() if s}
     return told.candidate_rows(first, shown, baseline.score, minutes)

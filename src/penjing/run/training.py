@@ -1,5 +1,6 @@
 """The training that a run may spend, and spending it: every candidate learns from the original."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -8,13 +9,15 @@ import torch
 from torch import nn
 
 from penjing import ranks
-from penjing.distill import TeacherLoss, imitate, weighted, with_labels
+from penjing.distill import TeacherLoss, imitate, kl, logit_mse, weighted, with_labels
+from penjing.distill.logits import is_classes
 from penjing.measure import machine
 from penjing.prune.store import load
 from penjing.quant import Quantizer
 from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.search import Candidate
+from penjing.task import as_tuple, first_batch
 from penjing.train import Epoch, fit, portioned, seconds_a_step
 from penjing.train.fit import length
 
@@ -56,6 +59,16 @@ class Course:
     name: str
     steps: int
     taught: bool = True
+
+
+def key_in_integers(key: str) -> str:
+    """What a candidate's training in integers is kept as."""
+    return f"{key}-integers"
+
+
+def control_key(steps: int) -> str:
+    """What the original's own training is kept as."""
+    return f"control-{steps}"
 
 
 class Trainer:
@@ -119,17 +132,21 @@ class Trainer:
 
     def control(self, candidate: Candidate) -> nn.Module:
         """The original, trained on with labels for as many steps as the candidate: what training alone gives."""
-        course = Course(f"control-{candidate.steps}", "control", candidate.steps, taught=False)
+        course = Course(control_key(candidate.steps), "control", candidate.steps, taught=False)
         return self.crew.all(_trained, Start(self.job.model), course)
 
     def _pace(self, net: Start, key: str) -> float:
         """Seconds a step; measured once on this machine for the same candidate of the same run."""
         here = machine()
+        with ranks.together():
+            processes = ranks.launched()
         shelf = {
             "what": "seconds a training step",
             "cpu": here["cpu"],
             "torch": here["torch"],
             "threads": torch.get_num_threads(),
+            "processes": processes,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
         name = f"{self.job.identity} {key}"
         known = self.job.ledger.read(shelf)
@@ -141,8 +158,19 @@ class Trainer:
 
 def _loss(job: Job) -> TeacherLoss:
     s = job.settings
-    terms = ((1 - s.labels, imitate(s.temperature)), (s.labels, with_labels(job.task.loss)))
+    terms = ((1 - s.labels, _following(job)), (s.labels, with_labels(job.task.loss)))
     return weighted(*(term for term in terms if term[0]))  # what has no weight needs no labels
+
+
+def _following(job: Job) -> TeacherLoss:
+    """``imitate``; where training has no targets that tell what outputs are, those of the search split do."""
+    temperature = job.settings.temperature
+    with torch.random.fork_rng(), torch.no_grad():
+        if first_batch(job.task.train, "train")[1] is not None:
+            return imitate(temperature)
+        inputs, target = first_batch(job.task.search, "search")
+        output = copy.deepcopy(job.model).cpu().eval()(*as_tuple(inputs))
+        return kl(temperature) if is_classes(output, target) else logit_mse()
 
 
 def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
@@ -151,7 +179,9 @@ def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
 
     def note(epoch: Epoch) -> None:
         row = asdict(epoch)
-        job.log.add("training", {"run": course.name, **{k: row[k] for k in ("epoch", "loss", "lr", "seconds")}})
+        job.log.add(
+            "training", {"run": course.name, "key": course.key, **{k: row[k] for k in ("epoch", "loss", "lr", "seconds")}}
+        )
 
     return fit(
         net.here(job),
@@ -159,7 +189,7 @@ def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
         epochs=epochs,
         teacher=job.model if course.taught else None,
         loss=_loss(job) if course.taught else None,
-        settings=job.settings.training,
+        settings=replace(job.settings.training, seed=job.settings.training.seed + job.settings.seed),
         checkpoint=job.stages / f"{course.key}-training.safetensors",
         on_epoch=note,
         progress=job.progress,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from penjing.errors import PenjingError
-from penjing.files import read_json, write_json
+from penjing.files import locked, read_json, write_json
 
 FOLDER = "PENJING_CACHE"  # the variable that says where the ledger lies
 
@@ -46,13 +46,16 @@ class Ledger:
         Returns:
             Everything on the shelf.
         """
-        held = self.read(conditions)
-        merged = {**held, **entries} if fresh else {**entries, **held}
         try:
-            write_json(self._path(conditions), {"conditions": dict(conditions), "entries": merged})
+            with locked(self.folder):  # another run may write to the same shelf
+                held = self.read(conditions)
+                merged = {**held, **entries} if fresh else {**entries, **held}
+                write_json(self._path(conditions), {"conditions": dict(conditions), "entries": merged})
+            return merged
         except PenjingError as e:  # no reason to lose what was measured
             warnings.warn(f"times are not kept for later runs: {e}, named by {FOLDER}", stacklevel=2)
-        return merged
+        held = self.read(conditions)
+        return {**held, **entries} if fresh else {**entries, **held}
 
     def _path(self, conditions: Mapping[str, Any]) -> Path:
         text = json.dumps(conditions, sort_keys=True, default=str)

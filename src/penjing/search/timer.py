@@ -93,7 +93,7 @@ class Timer:
     def _conditions(self, contender: Contender) -> dict[str, Any]:
         here, runtime = machine(), contender[0].runtime
         shapes = [list(x.shape) for x in self.inputs]
-        kept = {"cpu": here["cpu"], "features": here["features"], runtime: here[runtime]}
+        kept = {"cpu": here["cpu"], "features": here["features"], runtime: here.get(runtime, "of the user's")}
         return {"what": "time of a call", **kept, "threads": self.threads, "inputs": shapes}
 
 

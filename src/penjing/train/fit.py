@@ -1,5 +1,6 @@
 """The training loop: any module, any loss, with or without a teacher; what is interrupted goes on where it stopped."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError, first_line
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Run, Task, as_a_file, as_tuple, first_batch, half_cure, try_metric
+from penjing.task import Batches, Loss, Run, Task, as_a_file, as_tuple, first_batch, half_cure, try_metric
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -138,6 +139,7 @@ class _Loop:
         self.settings, self.augment, self.checkpoint = learner.settings, augment, checkpoint
         self.total = epochs * steps
         self.shared = Shared(task.train)
+        self.loss = _on(learner.fabric.device, task.loss)
         self.recall = Recall(task.train, learner, fresh=augment is not None or told.mixes)
         self.history: list[Epoch] = []
         self.first: float | None = None  # loss of the first batch, which an exploded one is compared with
@@ -248,7 +250,7 @@ class _Loop:
             inputs = (self.augment(inputs[0]), *inputs[1:])
         inputs, target = self._mixed(inputs, target)
         said = self.recall(number % self.steps, inputs)
-        return self.learner.value(inputs, target, self.task.loss, said, number / self.total)
+        return self.learner.value(inputs, target, self.loss, said, number / self.total)
 
     @staticmethod
     def _told(batch: Any) -> str:
@@ -320,6 +322,11 @@ class _Loop:
 
     def _stopped(self) -> bool:
         return bool(self.settings.patience and self.history and self._since_best() >= self.settings.patience)
+
+
+def _on(device: torch.device, loss: Loss) -> Loss:
+    """The loss where the network is: one that has tensors of its own, such as weights of classes, brings them along."""
+    return copy.deepcopy(loss).to(device) if isinstance(loss, nn.Module) else loss
 
 
 _FRESH = "it must give a fresh iterator of one length every time, as a list or a DataLoader does"

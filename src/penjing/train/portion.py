@@ -63,7 +63,10 @@ def _is_fixed(train: Batches) -> bool:
     for _ in range(2):
         with torch.random.fork_rng():
             torch.manual_seed(len(walks))  # whatever is drawn comes out otherwise
-            walks.append([x for x in tree_leaves(next(iter(train), ())) if isinstance(x, Tensor)])
+            batch = next(iter(train), ())
+            rest = batch[1:] if isinstance(batch, tuple | list) else ()  # targets, which augmentation leaves as they are
+            targets = [y for y in tree_leaves(rest) if isinstance(y, Tensor)]
+            walks.append(targets or [x for x in tree_leaves(batch) if isinstance(x, Tensor)])
     return len(walks[0]) == len(walks[1]) and all(map(torch.equal, *walks))
 
 
