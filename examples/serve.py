@@ -111,8 +111,8 @@ def read_png(body: bytes) -> np.ndarray:
         wide, high, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", body[16:29])
         if depth != 8 or kind not in CHANNELS or interlaced:
             raise Refused(415, "the PNG must be grey or in color with 8 bits a channel, without palette or interlacing")
-        if wide * high * CHANNELS[kind] > LARGEST:
-            raise Refused(413, f"the image is {wide} x {high}; that is too large")
+        if not (wide and high) or high * (wide * CHANNELS[kind] + 1) > LARGEST:
+            raise Refused(413, f"the image is {wide} x {high}; that is too large, or nothing")
         packed, at = b"", 8
         while at < len(body):
             size, name = struct.unpack(">I4s", body[at : at + 8])

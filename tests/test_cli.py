@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import penjing as pj
 from penjing.cli import compress, demo_budget, demo_settings, demo_task, main
+from penjing.files import read_tensors
 from penjing.prune.store import load
 from penjing.recipe import load_model, load_task, read_recipe
 from penjing.task import check_task
@@ -426,6 +427,12 @@ def bare(rows):
 """
 
 
+def test_a_metric_that_is_no_share_is_asked_for_its_drop(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "graded.py").write_text(GRADED)
+    assert penjing("quantize", "--model", "own_model:build", "--data", "graded:task", "--out", "never.onnx") == 2
+    assert "give '0.3 units' of it, or 0.3dB" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_is_not_trained_needs_no_labels_and_is_the_same_twice(here: Path) -> None:
     (here / "unlabelled.py").write_text(UNLABELLED)
     words = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "unlabelled:task"]
@@ -458,6 +465,31 @@ def test_mistakes_of_quantize_are_told(words: list[str], told: str, here: Path, 
 DISTILL = ["--data", "own_model:task", "--pretrain-epochs", "2", "--finetune-epochs", "1"]
 
 
+def test_a_student_is_made_of_the_teacher_that_was_trained_and_its_file_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the file of a student of a pruned teacher is cut as both plans say."""
+    words = ["--data", "own_model:task", "--pretrain-epochs", "1", "--finetune-epochs", "0", "--lr", "0.00001"]
+    begun = ["distill", "--teacher", "own_model:build", "--width", "0.5", *words, "--out", "runs/new"]
+    assert penjing(*begun, "--teacher-epochs", "3") == 0
+    assert "runs/new/distilled.safetensors" in capsys.readouterr().out
+    whole, _ = read_tensors(here / "runs/new/teacher.safetensors")
+    small = load(here / "runs/new/distilled.safetensors", lambda: load_model("own_model:build"))
+    name, weight = next((n, p) for n, p in small.named_parameters() if p.ndim == 4)
+    ours = weight.detach().flatten(1)
+    apart = torch.cdist(ours, whole[name].flatten(1)).min(1).values
+    assert apart.max() < 0.01 * ours.norm(dim=1).mean()
+    pruned = ["--model", "own_model:build", "--weights", "own.safetensors", "--data", "own_model:task"]
+    assert penjing("prune", *pruned, "--ratio", "0.5", "--out", "half.safetensors") == 0
+    other = ["distill", "--teacher", "own_model:build", "--weights", "half.safetensors", "--width", "0.5", *words]
+    assert penjing(*other, "--out", "runs/quarter") == 0
+    load(here / "runs/quarter/distilled.safetensors", lambda: load_model("own_model:build"))
+    given = ["distill", "--teacher", "own_model:build", "--student", "own_model:build", *words, "--out", "runs/given"]
+    capsys.readouterr()
+    assert penjing(*given) == 0
+    assert "runs/given/pretrained.safetensors" in capsys.readouterr().out
+
+
 def test_a_network_teaches_one_of_half_its_width(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["distill", "--teacher", "own_model:build", "--weights", "own.safetensors", "--width", "0.5", *DISTILL]
     assert penjing(*words, "--out", "runs/half") == 0
@@ -481,6 +513,7 @@ def test_a_network_teaches_one_of_half_its_width(here: Path, capsys: pytest.Capt
         ([], "--student"),
         (["--student", "own_model:build", "--width", "0.5"], "--student"),
         (["--width", "1.5"], "student.width is 1.5"),
+        (["--student", "own_model:build", "--fresh"], "--fresh is for a student that is made from its teacher"),
         (["--student", "own_model:build", "--loss", "kll"], "did you mean 'kl'"),
         (["--student", "own_model:build", "--loss", "kl:heat=2"], "temperature"),
         (["--student", "own_model:build", "--loss", "kl:temperature=0"], "temperature is 0"),
@@ -496,7 +529,18 @@ def test_mistakes_in_distilling(words: list[str], said: str, capsys: pytest.Capt
 
 @pytest.mark.usefixtures("here")
 def test_a_loss_that_is_not_known_is_told_before_a_student_is_made(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["distill", "--teacher", "no_such:net", "--width", "0.5", "--loss", "kk", *DISTILL, "--out", "runs/wrong"]
+    words = [
+        "distill",
+        "--teacher",
+        "own_model:build",
+        "--student",
+        "no_such:net",
+        "--loss",
+        "kk",
+        *DISTILL,
+        "--out",
+        "runs/wrong",
+    ]
     assert penjing(*words) == 2
     assert "loss 'kk' is not known" in capsys.readouterr().err
 

@@ -180,7 +180,7 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
     """Whether the budget held where it was confirmed, in one sentence, and what to do where it did not."""
     a, size, fast, status = data["accuracy"], data["size"], data["speedup"], judgement.status
     allowed = data["budget"]["max_drop"]
-    speed = f"{fast['value']:.1f} times faster" if fast["value"] >= 1 else f"{1 / fast['value']:.1f} times SLOWER"
+    speed = ratio(fast["value"], 1.0, " times faster", " times SLOWER")
     begins = {
         "holds": "Holds",
         "does not hold": "Does not hold",
@@ -190,7 +190,7 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
     limit = "no limit was set" if allowed is None else f"{amount(allowed, a)} may be lost"
     sentence = (
         f"{begins[status]}: {speed} than fp32 (batch {fast['batch']}) and "
-        f"{size['bytes'][0] / size['bytes'][1]:.1f} times smaller, for {amount(a['drop'], a)} of {a['metric']} lost on "
+        f"{ratio(*size['bytes'], ' times smaller', ' times LARGER')}, for {amount(a['drop'], a)} of {a['metric']} lost on "
         f"{a['samples']:,} samples ({interval}{limit})."
     )
     if data["unchanged"]:
@@ -225,6 +225,11 @@ def _advice(data: Mapping[str, Any], judgement: Judgement) -> str:
         f"The nearest was {near['name']}, which loses {amount(near['drop'], data['accuracy'])} on the search split: allow that "
         "much, train longer, or loosen the other limits."
     )
+
+
+def ratio(before: float, after: float, less: str, more: str) -> str:
+    """How many times less there is, or more: ``2.0 times smaller``."""
+    return f"{before / after:.1f}{less}" if after <= before else f"{after / before:.1f}{more}"
 
 
 def amount(value: float, accuracy: Mapping[str, Any]) -> str:

@@ -75,10 +75,12 @@ def test_latency_says_where() -> None:
 
 def test_networks_in_torch_are_timed_beside_what_takes_arrays() -> None:
     kinds = []
-    runs = {"torch": torch.nn.Conv2d(1, 2, 3), "arrays": lambda x: kinds.append(type(x))}
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    runs = {"torch": net, "arrays": lambda x: kinds.append(type(x))}
     found = compare(runs, torch.zeros(1, 1, 8, 8), seconds=0.01)
     assert found["torch"].where == "torch" and found["torch"].value > 0
     assert set(kinds) == {np.ndarray}
+    assert net.training and not net[1].num_batches_tracked
 
 
 def test_machine_names_what_numbers_depend_on() -> None:

@@ -71,7 +71,7 @@ def test_what_grew_is_not_called_less(result: Result) -> None:
     result["size"]["bytes"] = [1000, 2000]
     metric = metric_of(result)
     assert summary.rows(result, metric)[4].change == "2.0\u00d7 as much"
-    assert summary.tiles(result, metric)[1][:2] == ("0.50\u00d7", "the size")
+    assert summary.tiles(result, metric)[1][:2] == ("2.0\u00d7", "the size")
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,19 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 import penjing as pj
 from penjing.errors import TrainingError
 from penjing.run.candidates import Net
+from penjing.run.pictures import forgotten
 from penjing.run.tell import Shipped
 from penjing.search import Candidate, Cost
 from penjing.search.mix import FLOAT
 
-confirming, telling = (importlib.import_module(f"penjing.run.{name}") for name in ("confirm", "tell"))
+confirming, telling, training = (importlib.import_module(f"penjing.run.{name}") for name in ("confirm", "tell", "training"))
 CUT = pj.ChannelPlan({"0.weight": {0: (0, 1)}})
 
 
@@ -105,3 +107,20 @@ class Loads:
 
     def load(self, _threads: int, precision: str | None = None) -> float:
         return 0.9 if precision else 0.8
+
+
+def test_weights_swing_only_where_there_are_integers() -> None:
+    way = pj.Freezing()
+    job: Any = SimpleNamespace(settings=pj.Settings(seed=2, training=pj.Training(seed=1, freezing=way)))
+    assert [training._settings(job, in_integers=i).freezing for i in (False, True)] == [None, way]
+    assert training._settings(job, in_integers=True).seed == 3
+
+
+def test_classes_have_their_names_in_warnings_too() -> None:
+    splits: Any = {"train": [], "search": [], "confirm": [], "metric": pj.measure.top1}
+    said = ["Class 1 falls from 90% to 80% right", "3% of the predictions changed", "Class 7 falls"]
+    found = {"per_class": [{"class": 1}], "forgotten": [], "warnings": said}
+    named = forgotten(found, pj.Task(**splits, classes=np.array(["cat", "dog"])))
+    assert named["warnings"] == ["Class dog falls from 90% to 80% right", said[1], said[2]]
+    assert named["per_class"][0]["label"] == "dog"
+    assert forgotten(found, pj.Task(**splits))["warnings"] == said

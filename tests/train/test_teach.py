@@ -1,3 +1,4 @@
+import copy
 import json
 import signal
 import subprocess
@@ -160,6 +161,32 @@ def test_a_student_that_is_drawn_anew_goes_on_with_what_is_there(tmp_path: Path)
     torch.manual_seed(99)
     other = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4, 3))
     assert same(teach(network(), other, own(), tmp_path, lessons=LESSONS).student, expected.student)
+
+
+def test_a_student_can_be_made_of_the_trained_teacher(tmp_path: Path) -> None:
+    made: list[nn.Module] = []
+
+    def of(big: nn.Module) -> nn.Module:
+        made.append(copy.deepcopy(big))
+        return pupil()
+
+    found = teach(network(), of, own(), tmp_path / "a", lessons=LESSONS)
+    assert [same(net, network()) for net in made] == [True, False]
+    assert same(made[1], found.teacher)
+    again = teach(network(), of, own(), tmp_path / "a", lessons=LESSONS)
+    assert same(again.student, found.student) and same(made[3], found.teacher)
+    assert len(made) == 4
+    teach(found.teacher, of, own(), tmp_path / "b", lessons=replace(LESSONS, teacher_epochs=0))
+    assert len(made) == 5
+
+
+def test_other_data_are_another_run(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = replace(own(), search=[(x + 1, y) for x, y in batches()])
+    with pytest.raises(TrainingError, match="belongs to another run"):
+        teach(network(), pupil(), other, tmp_path, lessons=LESSONS)
+    with pytest.raises(TrainingError, match="belongs to another run"):
+        run(tmp_path, target=other)
 
 
 def test_the_arguments_are_left_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from penjing.errors import RecipeError
 from penjing.measure import parameters
 from penjing.plan import ChannelPlan
 from penjing.progress import silent
-from penjing.prune.store import save
+from penjing.prune.store import plan_of, save
 from penjing.recipe import load_task
 from penjing.task import Task, as_tuple, check_task
 from penjing.train import Lessons, Taught, Training, teach
@@ -57,7 +57,7 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
     torch.manual_seed(seed)  # from here on: a factory may draw the weights that training starts from
     big, task = network(teacher, weights, what="--teacher"), load_task(data)
     learned = _loss(loss)  # which the modules of both may have added
-    small, plan = _student(big, task, student, width, depth, fresh=fresh, seed=seed)
+    small = _Student(big, task, student, width, depth, fresh=fresh, seed=seed)
     lessons = Lessons(
         teacher_epochs=teacher_epochs,
         pretrain_epochs=pretrain_epochs,
@@ -70,28 +70,39 @@ def distill_command(  # noqa: PLR0913 - one parameter an option
     goal = load_task(target_data, what="--target-data") if target_data else None
     talks = ranks.is_writer()
     taught = teach(
-        big, small, task, out, target=goal, lessons=lessons,
+        big, small.given or small.derived, task, out, target=goal, lessons=lessons,
         say=lambda words: errors.print(words, highlight=False) if talks else None, progress=bars if talks else silent,
     )  # fmt: skip
     if talks:
-        if plan is not None:
-            save(out / DERIVED, taught.student, plan, _example(task))
-        _tell(taught, out, as_json)
+        file = next((s.file for s in reversed(taught.steps[1:]) if s.file), None)
+        if small.plan is not None:
+            earlier, file = plan_of(weights) if weights else None, out / DERIVED
+            save(file, taught.student, earlier.then(small.plan) if earlier else small.plan, _example(task))
+        _tell(taught, file, as_json)
     ranks.leave()
 
 
-def _student(
-    big: nn.Module, task: Task, factory: str | None, width: float, depth: float, *, fresh: bool, seed: int
-) -> tuple[nn.Module, ChannelPlan | None]:
-    """The student, and the plan it was made by where it was made from the teacher."""
-    derived = width != 1 or depth != 1
-    if (factory is None) != derived:
-        raise RecipeError("give the student's factory with --student, or make it from the teacher with --width or --depth")
-    if factory is not None:
-        return network(factory, None, what="--student"), None
-    check_task(task, big)
-    plan = plan_student(big, _example(task), width=width, depth=depth, data=images_of(task))
-    return student_of(big, _example(task), plan, inherit=not fresh, seed=seed), plan
+class _Student:
+    """The small network: ``given`` by its factory, or ``derived`` from the teacher as that is once it is trained."""
+
+    def __init__(
+        self, big: nn.Module, task: Task, factory: str | None, width: float, depth: float, *, fresh: bool, seed: int
+    ) -> None:
+        if (factory is None) != (width != 1 or depth != 1):
+            raise RecipeError("give the student's factory with --student, or make it from the teacher with --width or --depth")
+        if fresh and factory is not None:
+            raise RecipeError("--fresh is for a student that is made from its teacher; leave it out beside --student")
+        self.task, self.width, self.depth, self.fresh, self.seed = task, width, depth, fresh, seed
+        self.given = network(factory, None, what="--student") if factory is not None else None
+        self.plan: ChannelPlan | None = None
+        if self.given is None:
+            check_task(task, big, labels=False)
+
+    def derived(self, big: nn.Module) -> nn.Module:
+        """One made of the teacher; ``plan`` is then how."""
+        example = _example(self.task)
+        self.plan = plan_student(big, example, width=self.width, depth=self.depth, data=images_of(self.task))
+        return student_of(big, example, self.plan, inherit=not self.fresh, seed=self.seed)
 
 
 def _example(task: Task) -> tuple[Any, ...]:
@@ -115,7 +126,7 @@ def _loss(text: str) -> TeacherLoss:
     return loss_named(name, **settings)
 
 
-def _tell(taught: Taught, out: Path, as_json: bool) -> None:
+def _tell(taught: Taught, file: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(taught.to_json())
         return
@@ -131,4 +142,4 @@ def _tell(taught: Taught, out: Path, as_json: bool) -> None:
     console.print(table_of("scores on the task's confirm split", rows))
     sizes = [parameters(net) for net in (taught.teacher, taught.student)]
     console.print(f"{sizes[1]:,} parameters, {sizes[1] / sizes[0]:.3f} of the teacher's {sizes[0]:,}", highlight=False)
-    say(f"the student: {out / 'student.safetensors'}")
+    say(f"the student: {file}")

@@ -49,12 +49,11 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     weights: Weights = None,
     target: Target = "onnxruntime",
     max_drop: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="What may be lost of the metric: 0.5 is half a point, of one that is a share; else '0.3 units' or 0.3dB; or "
-            "none. 0.5 if not given."
+            help="What may be lost of the metric: 0.5 is half a point of a share; of others '0.3 units' or 0.3dB; or none."
         ),
-    ] = None,
+    ] = "0.5",
     weight_bits: Annotated[int, typer.Option(help="Of weights, 2 to 8; fewer make a smaller file, not a faster one.")] = 8,
     value_bits: Annotated[int, typer.Option(help="Of what layers read and give, 2 to 8.")] = 8,
     rounding: Annotated[str, typer.Option(help=f"Of weights: {', '.join(ROUNDINGS)}.")] = "nearest",
@@ -77,10 +76,8 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     check_writable(out)
     net, task = _given(file, model, weights), load_task(data)
     example = tuple(x[:1] for x in check_task(task, net, labels=False))
-    drop = parse_drop(in_points(max_drop or "0.5") or "")
-    score = check_metric(task, net)
-    if max_drop is not None:
-        check_unit(max_drop, task, score)
+    drop = parse_drop(in_points(max_drop) or "")
+    check_unit(max_drop, task, check_metric(task, net))
     scheme = Scheme(
         weight_bits=weight_bits, value_bits=value_bits, rounding=rounding, observer=observer, values=grid, equalize=equalize,
         exclude=tuple(exclude or ()),

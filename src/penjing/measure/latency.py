@@ -1,5 +1,6 @@
 """How long one call takes, compared fairly: the contenders take turns in one process, and medians are quoted."""
 
+import copy
 import statistics
 import time
 from collections.abc import Mapping
@@ -51,7 +52,8 @@ def compare(
 
 
 def _of_arrays(net: nn.Module) -> Run:
-    """A network in torch as something that is called as files are, without gradients."""
+    """A network in torch as something that is called as files are: a copy in eval mode, without gradients."""
+    net = copy.deepcopy(net).eval()
 
     def run(*arrays: Any) -> Any:
         with torch.no_grad():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from penjing.report.figure import DASHES, Figure, Result, escape, figure, scatter, told, unique
 from penjing.report.generalization import class_chart, corruption_charts
 from penjing.report.layers import layer_times, layer_widths
-from penjing.report.numbers import duration, metric_of, milliseconds
+from penjing.report.numbers import Metric, duration, metric_of, milliseconds
 from penjing.report.tradeoff import tradeoff
 
 NETS = {"original fp32": "--original", "original default": "--default", "compressed": "--accent"}
@@ -24,7 +24,7 @@ def figures(result: Result) -> dict[str, Figure]:
         "times": layer_times(layers, result.get("other_time")),
         "layers": layer_widths(layers),
         "training": _training(result),
-        "classes": class_chart(general.get("per_class") or (), metric),
+        "classes": class_chart(general.get("per_class") or (), Metric("accuracy")),  # whatever the task's metric is
     }
     drawn |= {id: chart for id, chart in charts.items() if chart}
     return drawn | corruption_charts(general.get("corruptions") or (), metric)

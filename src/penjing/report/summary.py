@@ -59,7 +59,9 @@ def tiles(result: Result, metric: Metric) -> list[Tile]:
         found.append(Tile(times(speed["value"]), "faster" if speed["value"] >= 1 else "the speed", note))
     before, after = size["bytes"]
     note = f"file of {amount(before, 'B')}, now {amount(after, 'B')}"
-    found.append(Tile(times(before / after), "smaller" if after <= before else "the size", note))
+    found.append(
+        Tile(times(before / after), "smaller", note) if after <= before else Tile(times(after / before), "the size", note)
+    )
     found.append(_accuracy_tile(result["accuracy"], metric))
     before, after = size["macs"]
     note = f"{amount(before)} multiply-adds an input, now {amount(after)}"

@@ -127,6 +127,11 @@ class Job:
             found = digest_of(_leaves(batch), found)
         return found
 
+    @cached_property
+    def asked(self) -> str:
+        """What the log knows the stages of this run by: a digest of its budget and of what judges it."""
+        return digest_of({}, json.dumps(asdict(self.budget), sort_keys=True, default=str) + self.judges)
+
     def score(self, run: Run, batches: Batches) -> Score:
         """What the metric gives, checked.
 
@@ -154,7 +159,7 @@ class Job:
         """A stage of the run: what it cost is noted, and what it gave, if ``gave`` is put into the dictionary."""
         began, told = time.perf_counter(), {"gave": ""}
         yield told
-        self.log.add("stages", {"name": name, "seconds": round(time.perf_counter() - began, 2), **told})
+        self.log.add("stages", {"name": name, "seconds": round(time.perf_counter() - began, 2), **told, "of": self.asked})
 
     def _check_folder(self) -> None:
         """Refuse a folder that is not ours."""

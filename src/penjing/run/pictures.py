@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from penjing.task import Task, as_tuple
 
 def forgotten(found: dict[str, Any], task: Task) -> dict[str, Any]:
     """What ``generalization`` found, with labels as words where the task has ``classes``, and images where these are images."""
-    names = task.classes
+    names = () if task.classes is None else tuple(task.classes)
 
     def word(label: int) -> str:
-        return str(names[label]) if names and 0 <= label < len(names) else str(label)
+        return str(names[label]) if 0 <= label < len(names) else str(label)
 
     per_class = [{**row, "label": word(row["class"])} for row in found["per_class"] or ()]
     images = _images(task, [row["index"] for row in found["forgotten"] or ()])
@@ -23,7 +24,8 @@ def forgotten(found: dict[str, Any], task: Task) -> dict[str, Any]:
         {**row, **{k: word(row[k]) for k in ("label", "was", "now")}, "image": images.get(row["index"])}
         for row in found["forgotten"] or ()
     ]
-    return {**found, "per_class": per_class, "forgotten": rows}
+    warnings = [re.sub(r"^Class (\d+) ", lambda m: f"Class {word(int(m[1]))} ", said) for said in found["warnings"]]
+    return {**found, "per_class": per_class, "forgotten": rows, "warnings": warnings}
 
 
 def _images(task: Task, wanted: list[int]) -> dict[int, str]:

@@ -1,5 +1,6 @@
 """Everything that is said of what came out, measured on its file; then the results, whole, ``result.json`` last."""
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -85,7 +86,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "untrained": maker.trainer.trains and not any(c.steps for c in tried),
         "classes": classes,
         "training": _training(job, tried, shipped),
-        "stages": job.log.rows("stages"),
+        "stages": [{k: v for k, v in row.items() if k != "of"} for row in job.log.rows("stages") if row.get("of") == job.asked],
         "penjing": told.package_version(),
         "created": told.now(),
         "name": type(job.model).__name__,
@@ -189,7 +190,7 @@ def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str,
                 shipped.artifact.load(job.threads, shipped.precision),
                 job.task.confirm,
                 job.task.metric,
-                allowed=job.budget.max_drop or 0.0,
+                allowed=math.inf if job.budget.max_drop is None else job.budget.max_drop,
                 samples=job.settings.generalization,
                 seed=job.settings.seed,
                 progress=job.progress,
@@ -204,7 +205,7 @@ def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str,
 def _training(job: Job, tried: Sequence[Candidate], shipped: Shipped) -> list[dict[str, Any]]:
     """The epochs of this run: of another budget in this folder there may be more, of candidates that are called alike."""
     keys = {key for c in tried for key in (c.key, key_in_integers(c.key))} | {control_key(shipped.candidate.steps)}
-    return [row for row in job.log.rows("training") if row["key"] in keys]
+    return [row for row in job.log.rows("training") if row.get("key") in keys]
 
 
 def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> list[dict[str, Any]]:
@@ -224,7 +225,7 @@ def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shippe
     shown = [*originals, *tried]
     seconds: dict[str, float] = {}
     for row in job.log.rows("training"):
-        seconds[row["key"]] = seconds.get(row["key"], 0.0) + row["seconds"]
+        seconds[row.get("key", "")] = seconds.get(row.get("key", ""), 0.0) + row["seconds"]
     spent = {c.key: sum(seconds.get(key, 0.0) for key in (c.key, key_in_integers(c.key))) for c in shown}
     minutes = {key: s / 60 for key, s in spent.items() if s}
     return told.candidate_rows(first, shown, baseline.score, minutes)

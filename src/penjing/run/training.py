@@ -18,7 +18,7 @@ from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.search import Candidate
 from penjing.task import as_tuple, first_batch
-from penjing.train import Epoch, fit, portioned, seconds_a_step
+from penjing.train import Epoch, Training, fit, portioned, seconds_a_step
 from penjing.train.fit import length
 
 EPOCHS = 12.0  # of training in all, where neither epochs nor minutes are given
@@ -173,6 +173,12 @@ def _following(job: Job) -> TeacherLoss:
         return kl(temperature) if is_classes(output, target) else logit_mse()
 
 
+def _settings(job: Job, *, in_integers: bool) -> Training:
+    """How the loop trains: weights swing between integers only where there are some."""
+    given = job.settings.training
+    return replace(given, seed=given.seed + job.settings.seed, freezing=given.freezing if in_integers else None)
+
+
 def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
     job = crew.job
     train, epochs = portioned(job.task.train, course.steps)
@@ -189,7 +195,7 @@ def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
         epochs=epochs,
         teacher=job.model if course.taught else None,
         loss=_loss(job) if course.taught else None,
-        settings=replace(job.settings.training, seed=job.settings.training.seed + job.settings.seed),
+        settings=_settings(job, in_integers=net.floats is not None),
         checkpoint=job.stages / f"{course.key}-training.safetensors",
         on_epoch=note,
         progress=job.progress,
@@ -198,4 +204,6 @@ def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
 
 def _seconds(crew: Crew, net: Start) -> float:
     job = crew.job
-    return seconds_a_step(net.here(job), job.task, teacher=job.model, loss=_loss(job), settings=job.settings.training)
+    return seconds_a_step(
+        net.here(job), job.task, teacher=job.model, loss=_loss(job), settings=_settings(job, in_integers=False)
+    )

@@ -46,10 +46,7 @@ class Budget:
     latency: float | str | None = None  # of the original fp32 on the target: a share (0.25, "0.25x"), or a time ("3ms")
     bytes: float | str | None = None  # of the file: a share of the original's ("0.125x"), or a size ("500kB")
     macs: float | str | None = None  # multiply-accumulates a sample: a share ("0.5x"), or a count ("20M")
-    memory: float | str | None = (
-        None  # peak of one call at settings.batch: a share of the original's ("0.5x"), or a size ("2MB")
-    )
-
+    memory: float | str | None = None  # peak of a call at settings.batch: a share of the original's ("0.5x"), or a size ("2MB")
     goal: str | None = None  # "speed" or "accuracy": what is wanted most within the limits; not given: speed, if max_drop is
 
     def __post_init__(self) -> None:

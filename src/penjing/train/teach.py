@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from penjing import ranks
@@ -18,7 +19,7 @@ from penjing.distill import Lesson, as_teacher_loss, imitate
 from penjing.errors import RecipeError, TrainingError
 from penjing.files import alone, digest_of, finite, read_tensors, remove_parts, write_json, write_tensors
 from penjing.progress import Progress, silent
-from penjing.task import Score, Task, as_a_file, check_task, try_metric
+from penjing.task import Score, Task, as_a_file, as_tuple, check_task, first_batch, try_metric
 from penjing.train.fit import Epoch, fit
 from penjing.train.settings import Training
 from penjing.train.tensors import state_of
@@ -83,7 +84,7 @@ class Taught:
 
 def teach(
     teacher: nn.Module,
-    student: nn.Module,
+    student: nn.Module | Callable[[nn.Module], nn.Module],
     task: Task,
     out: str | Path,
     *,
@@ -98,7 +99,8 @@ def teach(
 
     Args:
         teacher: The large network; trained already where ``lessons.teacher_epochs`` is 0.
-        student: The small one: any module with the same outputs.
+        student: The small one: any module with the same outputs; or a function that makes it of the teacher, which is called
+            once with that as it is given, to see whether all goes together, and then with the trained one.
         out: A folder for ``teacher.safetensors``, ``pretrained.safetensors``, ``student.safetensors``, their checkpoints and
             logs, and ``distill.json``. What is there already is taken up.
         target: The data to fine-tune on; ``task`` without it.
@@ -113,21 +115,30 @@ def teach(
     """
     ranks.join()
     lessons, target = lessons or Lessons(), target or task
-    teacher, student = copy.deepcopy(teacher), copy.deepcopy(student)
+    teacher = copy.deepcopy(teacher)
+    small = copy.deepcopy(student) if isinstance(student, nn.Module) else student(teacher)
     check_task(task, teacher, labels=bool(lessons.teacher_epochs))
-    check_task(task, student, labels=False)
-    check_task(target, student, labels=bool(lessons.finetune_epochs) and lessons.finetune_loss is None)
-    for each, net in ((task, teacher), (task, student), (target, student)):
+    check_task(task, small, labels=False)
+    check_task(target, small, labels=bool(lessons.finetune_epochs) and lessons.finetune_loss is None)
+    for each, net in ((task, teacher), (task, small), (target, small)):
         try_metric(each, net)
     out = Path(out)
     with alone(out) if ranks.is_writer() else nullcontext():
-        return _taught(teacher, student, task, target, _School(out, say, progress), lessons)
+        make = (lambda _: small) if isinstance(student, nn.Module) or not lessons.teacher_epochs else student
+        return _taught(teacher, make, task, target, _School(out, say, progress), lessons)
 
 
-def _taught(teacher: nn.Module, student: nn.Module, task: Task, target: Task, run: "_School", lessons: Lessons) -> Taught:
+def _taught(
+    teacher: nn.Module,
+    make: Callable[[nn.Module], nn.Module],
+    task: Task,
+    target: Task,
+    run: "_School",
+    lessons: Lessons,
+) -> Taught:
     big = run.step("teacher", teacher, task, epochs=lessons.teacher_epochs, settings=lessons.teacher)
     small = run.step(
-        "pretrained", student, task, epochs=lessons.pretrain_epochs, settings=lessons.pretrain, teacher=big, loss=lessons.loss
+        "pretrained", make(big), task, epochs=lessons.pretrain_epochs, settings=lessons.pretrain, teacher=big, loss=lessons.loss
     )
     last = lessons.finetune_loss
     small = run.step(
@@ -157,6 +168,7 @@ class _School:
         if loss is not None:
             learning["loss"] = loss = as_teacher_loss(loss)
         about = {"epochs": epochs, "settings": asdict(settings), "loss": repr(loss), "model": _shapes(model)}
+        about["data"] = _known(task)
         # Where training starts from may be drawn anew by the caller at each start; what is not trained may not.
         told = self.before + json.dumps(about, sort_keys=True, default=str)
         self.before = digest_of({} if epochs else state_of(model), told)
@@ -186,11 +198,22 @@ class _School:
         tensors, about = read_tensors(path)
         if about.get("run") != self.before:
             raise TrainingError(
-                f"{path} belongs to another run (other settings, network or teacher); give another folder, or delete it to "
-                "do this step again"
+                f"{path} belongs to another run (other settings, data, network or teacher); give another folder, or delete it "
+                "to do this step again"
             )
         model.load_state_dict(tensors)
         return model, [Epoch(**e) for e in about["history"]]
+
+
+def _known(task: Task) -> str:
+    """What a step's data is known by: the first inputs that its networks are compared on; nothing where these change."""
+    found = set()
+    for _ in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            inputs = as_tuple(first_batch(task.search, "search")[0])
+            found.add(digest_of({f"input {i}": x for i, x in enumerate(inputs)}))
+    return found.pop() if len(found) == 1 else ""
 
 
 def _shapes(model: nn.Module) -> dict[str, list[int]]:
