@@ -180,7 +180,8 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
     """Whether the budget held where it was confirmed, in one sentence, and what to do where it did not."""
     a, size, fast, status = data["accuracy"], data["size"], data["speedup"], judgement.status
     allowed = data["budget"]["max_drop"]
-    speed = ratio(fast["value"], 1.0, " times faster", " times SLOWER")
+    speed = less_or_more(fast["value"], 1.0, " times faster", " times SLOWER")
+    smaller = less_or_more(size["bytes"][0], size["bytes"][1], " times smaller", " times LARGER")
     begins = {
         "holds": "Holds",
         "does not hold": "Does not hold",
@@ -190,7 +191,7 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
     limit = "no limit was set" if allowed is None else f"{amount(allowed, a)} may be lost"
     sentence = (
         f"{begins[status]}: {speed} than fp32 (batch {fast['batch']}) and "
-        f"{ratio(*size['bytes'], ' times smaller', ' times LARGER')}, for {amount(a['drop'], a)} of {a['metric']} lost on "
+        f"{smaller}, for {amount(a['drop'], a)} of {a['metric']} lost on "
         f"{a['samples']:,} samples ({interval}{limit})."
     )
     if data["unchanged"]:
@@ -227,7 +228,7 @@ def _advice(data: Mapping[str, Any], judgement: Judgement) -> str:
     )
 
 
-def ratio(before: float, after: float, less: str, more: str) -> str:
+def less_or_more(before: float, after: float, less: str, more: str) -> str:
     """How many times less there is, or more: ``2.0 times smaller``."""
     return f"{before / after:.1f}{less}" if after <= before else f"{after / before:.1f}{more}"
 

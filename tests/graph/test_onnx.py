@@ -499,3 +499,31 @@ def test_shapes_that_only_values_tell_are_refused(what: str, tmp_path: Path) -> 
 
 def test_every_layer_is_an_operation_too() -> None:
     assert LAYERS.keys() <= OPERATIONS.keys()
+
+
+def test_resize_of_opset_10(tmp_path: Path) -> None:
+    weights = {"by": np.array([1, 1, 2, 2], np.float32)}
+    for mode in ("nearest", "linear"):
+        agree(network([node("Resize", ["x", "by"], ["y"], mode=mode)], weights, opset=10), tmp_path, image())
+
+
+@pytest.mark.parametrize("by", [1.3, 0.7, 0.9, 2.3])
+def test_scales_that_are_no_binary_fractions(by: float, tmp_path: Path) -> None:
+    nodes = [node("Resize", ["x", "", "by"], ["y"], mode="linear")]
+    weights = {"by": np.array([1, 1, by, by], np.float32)}
+    agree(network(nodes, weights, shape=("N", 3, 10, 10)), tmp_path, image(2, 3, 10, 10))
+
+
+def test_outputs_that_are_named_and_not_used(tmp_path: Path) -> None:
+    norm = [node("LayerNormalization", ["x", "w"], ["y", "mean", "inv"])]
+    agree(network(norm, {"w": drawn(8)}, opset=17), tmp_path, image())
+    for named in (["p", "places"], ["p", ""]):
+        pool = [node("MaxPool", ["x"], named, kernel_shape=[2, 2]), node("Clip", ["p", "", "most"], ["y"])]
+        agree(network(pool, {"most": np.array(0.5, np.float32)}), tmp_path, image())
+
+
+def test_parts_that_are_not_used_count(tmp_path: Path) -> None:
+    nodes = [node("Split", ["x"], ["a", "b", "c"], axis=1), node("Add", ["a", "b"], ["y"])]
+    agree(network(nodes, opset=13), tmp_path, image())
+    one = [node("Split", ["x"], ["a"], axis=1), node("Relu", ["a"], ["y"])]
+    agree(network(one, opset=13), tmp_path, image())

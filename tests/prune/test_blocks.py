@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from penjing.prune import blocks as blocks_module
 from penjing.prune.blocks import block_effects, drop_blocks, find_blocks, plan_blocks
 from penjing.prune.channels import prune_channels
 from penjing.prune.decide import plan_channels
+from penjing.prune.store import load, save
 from penjing.zoo import ResNet, two_convolutions
 from tests.nets import conv, net
 from tests.oracle import randomized
@@ -155,3 +158,70 @@ def test_a_network_without_its_blocks_takes_back_its_own_state() -> None:
     names = [b.name for b in find_blocks(capture(net, x))]
     small = drop_blocks(net, names[-1:], x)
     small.load_state_dict({**small.state_dict()})
+
+
+class Two(nn.Module):
+    """Two residual branches in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 4), conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        y: Tensor = x + self.b(x)
+        return y
+
+
+def test_both_blocks_of_one_module_can_be_planned_to_go() -> None:
+    make = net(lambda m, x: m.head(m.two(m.stem(x))), stem=conv(1, 4), two=Two(), head=conv(4, 2))
+    model = randomized(make())
+    plan = plan_blocks(model, X, 2, [X])
+    small = prune_channels(model, plan, X)
+    torch.testing.assert_close(small.eval()(X), model.eval().head(model.stem(X)))
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_blocks_whose_weights_are_computed_of_others_go_too(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wrap(conv(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = x + self.inner(x)
+            return y
+
+    make = net(lambda m, x: m.head(m.block(m.stem(x))), stem=conv(1, 4), block=Inner(), head=wrap(conv(4, 2)))
+    model = randomized(make()).train()
+    plan = plan_blocks(model, X, 1, [X])
+    small = prune_channels(model, plan, X)
+    assert not any(name.startswith("block") for name, _ in small.named_parameters())
+
+
+def test_channels_that_were_cut_before_a_block_went_are_no_hindrance(model: nn.Module, tmp_path: Path) -> None:
+    first = plan_channels(model, X, ratio=0.5, round_to=1)
+    thin = prune_channels(model, first, X)
+    second = plan_blocks(thin, X, 1, [X])
+    small = prune_channels(thin, second, X)
+    assert any(name.startswith(second.blocks[0]) for name in first.keep)
+    save(tmp_path / "s.safetensors", small, first.then(second), X)
+    again = load(tmp_path / "s.safetensors", lambda: randomized(ResNet(blocks=3, width=4)))
+    torch.testing.assert_close(again(X), small.eval()(X))
+
+
+def test_a_network_of_one_batch_without_a_block_is_read_back(tmp_path: Path) -> None:
+    make = net(lambda m, x: m.head(m.two(m.stem(x))).view(int(x.shape[0]), -1), stem=conv(1, 4), two=Two(), head=conv(4, 2))
+    model = randomized(make()).eval()
+    plan = plan_blocks(model, X, 1, [X])
+    small = prune_channels(model, plan, X).eval()
+    save(tmp_path / "s.safetensors", small, plan, X)
+    torch.testing.assert_close(load(tmp_path / "s.safetensors", make)(X), small(X))
+
+
+def test_a_network_that_takes_logarithms_is_proved_on_its_example() -> None:
+    make = net(lambda m, x: m.head(m.two(m.stem(x.log()))), stem=conv(1, 4), two=Two(), head=conv(4, 2))
+    model = randomized(make()).eval()
+    x = X.abs() + 0.1
+    plan = plan_blocks(model, x, 1, [x])
+    assert len(prune_channels(model, plan, x, verify=False)(x)) == 2

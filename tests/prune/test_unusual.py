@@ -1,5 +1,6 @@
 """Networks that are built in less usual ways: read, cut, proved and repaired as any other."""
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from penjing.graph import capture
 from penjing.graph.einsum import by_products
 from penjing.measure import macs, peak_memory
 from penjing.prune.channels import RewrittenWarning
+from penjing.prune.renorm import statistics
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -272,3 +274,28 @@ def test_a_graph_that_was_misread_does_not_stand_in_for_the_forward(monkeypatch:
     monkeypatch.setattr(importlib.import_module("penjing.prune.channels"), "capture", misread)
     with pytest.raises(NotEquivalent):
         pj.prune_channels(net, plan, X)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_spectral_norm_in_train_mode_is_cut_and_left_as_it_is(training: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), norm(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3)).train(
+        training
+    )
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 12, 12)
+    plan = pj.plan_channels(model, x, ratio=0.5, round_to=1, exclude=("2.*",))
+    small = pj.prune_channels(model, plan, x)
+    assert small.training is training and small[2].training is training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(small.state_dict()["2.parametrizations.weight.0._u"], before["2.parametrizations.weight.0._u"])
+
+
+def test_statistics_of_half_precision_are_taken_in_more() -> None:
+    torch.manual_seed(0)
+    values = [(1000 + 300 * torch.randn(64, 2, 4, 4, dtype=torch.float64)).half()]
+    mean, variance = statistics(values, 1, "norm")
+    exact = values[0].double().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(mean, exact.mean(1))
+    torch.testing.assert_close(variance, exact.var(1), rtol=1e-4, atol=0.0)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from penjing.cli.app import Json, app, console, print_json, say, say_weights
 from penjing.report import write_report
-from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, amount, load_result, ratio
+from penjing.result import DEFAULT, FP32, REPORT, SMALL, Result, amount, less_or_more, load_result
 
 Row = tuple[str, ...]  # what, in fp32, in the runtime's default, compressed, against fp32
 COLORS = {"holds": "green", "does not hold": "red", "cannot be told": "yellow"}
@@ -60,9 +60,8 @@ def _scores(d: Any) -> list[Row]:
 
 
 def _sizes(d: Any) -> list[Row]:
-    return [
-        (what, f"{was:,}", "", f"{now:,}", ratio(was, now, "x smaller", "x larger")) for what, (was, now) in d["size"].items()
-    ]
+    sizes = d["size"].items()
+    return [(what, f"{was:,}", "", f"{now:,}", less_or_more(was, now, "x smaller", "x larger")) for what, (was, now) in sizes]
 
 
 def _times(d: Any) -> list[Row]:
@@ -70,6 +69,6 @@ def _times(d: Any) -> list[Row]:
     rows: list[Row] = []
     for runtime, batch in sorted({(r, b) for r, b, _ in times}, key=lambda k: (k[1], k[0])):
         full, default, small = (times[runtime, batch, net] for net in (FP32, DEFAULT, SMALL))
-        cells = (f"{full:.3f} ms", f"{default:.3f} ms", f"{small:.3f} ms", ratio(full, small, "x faster", "x slower"))
+        cells = (f"{full:.3f} ms", f"{default:.3f} ms", f"{small:.3f} ms", less_or_more(full, small, "x faster", "x slower"))
         rows.append((f"batch {batch}, {runtime}", *cells))
     return rows

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,10 @@ def prune_channels(
         raise PlanError(f"plan is {type(plan).__name__}; give a ChannelPlan, as plan_channels makes or ChannelPlan.load reads")
     inputs = as_inputs(example)
     if plan.blocks:
+        whole = _tensors(model).keys()
         model = drop_blocks(model, plan.blocks, inputs)
+        gone = whole - _tensors(model).keys()  # which may have been cut before
+        plan = replace(plan, keep={name: dims for name, dims in plan.keep.items() if name not in gone})
     small = _touched(model, plan)
     if not verify and not rewrite:
         return small
@@ -86,7 +90,7 @@ def _proven(
     rewrite: bool | None,
 ) -> nn.Module:
     """``small`` once it is verified, with its forward rewritten if it must be."""
-    if rewrite:
+    if rewrite and (graph.dynamic or not plan.blocks):  # of one batch size, only leaving out blocks has rewritten it
         small = with_rewritten_forward(small, graph, channels, plan)
     if not verify:
         return small
@@ -119,8 +123,12 @@ def _touched(model: nn.Module, plan: ChannelPlan) -> nn.Module:
     for module in small.modules():  # by identity, so that shared parameters are cut once and stay shared
         for held in (module._parameters, module._buffers):
             held.update({leaf: cut[id(old)] for leaf, old in held.items() if id(old) in cut})
-    for module in small.modules():
+    modes = [(module, module.training) for module in small.modules()]
+    small.eval()  # in which a spectral norm gives its weight without a step of its iteration
+    for module, _ in modes:
         _match_attributes(module)
+    for module, training in modes:
+        module.training = training
     return small
 
 
@@ -151,7 +159,9 @@ def _selected(old: Tensor, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
 
 def _match_attributes(module: nn.Module) -> None:
     """Make the sizes that a layer remembers those that its weight now has."""
-    weight = getattr(module, "weight", None)
+    made_of = getattr(module, "parametrizations", {})
+    gone = "weight" in made_of and None in made_of["weight"]._parameters.values()  # with a block that was left out
+    weight = None if gone else getattr(module, "weight", None)
     if weight is None and isinstance(module, nn.modules.batchnorm._NormBase):
         weight = module.running_mean  # a norm without scale and shift
     if isinstance(weight, Tensor):

@@ -23,6 +23,7 @@ class Masked(fx.Interpreter):
         super().__init__(module)
         self.mixes = channels.ledger.mixes
         self.alive = channels.alive(keep)
+        self.device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function" and not n.users:
@@ -37,13 +38,13 @@ class Masked(fx.Interpreter):
 
     def mask(self, labels: Labels) -> Tensor:
         """Which elements of a value stay; shape as the labels', boolean."""
-        return torch.where(labels >= 0, self.alive[labels.clamp_min(0)], True)
+        return torch.where(labels >= 0, self.alive[labels.clamp_min(0)], True).to(self.device)
 
 
 def _zeroed(node: fx.Node, masks: list[Tensor], x: Tensor, *args: Any, first: tuple[Any, ...] = (), **kwargs: Any) -> Any:
     """A sum over channels: those that are dropped add nothing."""
     for mask in masks:
-        x = torch.where(_fitted(mask, x), x, torch.zeros((), dtype=x.dtype))
+        x = torch.where(_fitted(mask, x), x, torch.zeros((), dtype=x.dtype, device=x.device))
     return node.target(*first, x, *args, **kwargs)  # type: ignore[operator]
 
 

@@ -71,6 +71,7 @@ def statistics(values: Sequence[Tensor], dim: int, name: str) -> tuple[Tensor, T
         DataError: They are not finite; ``name`` says where.
     """
     rows = [v.movedim(dim, 0).flatten(1) for v in values]
+    rows = [r.to(torch.promote_types(r.dtype, torch.float32)) for r in rows]
     count = sum(r.shape[1] for r in rows)
     mean = torch.stack([r.sum(1, dtype=torch.float64) for r in rows]).sum(0) / count
     squares = [(r - mean.to(r)[:, None]).square().sum(1, dtype=torch.float64) for r in rows]

@@ -36,7 +36,8 @@ def activation_energy(evidence: Evidence) -> Scores:
 
     def add(site: Site, value: Tensor) -> Tensor:
         others = [d for d in range(value.ndim) if d != site.place % value.ndim]
-        squares = value.square().sum(others, dtype=torch.float64).cpu()
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        squares = wide.square().sum(others, dtype=torch.float64).cpu()
         total[site] = total.get(site, 0) + site.fold(squares)
         count[site] = count.get(site, 0) + value.numel() // site.size
         return value

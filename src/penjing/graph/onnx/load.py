@@ -208,8 +208,8 @@ class _Reader:
     def call(self, node: Any) -> Call:
         """What a node says, as plain data."""
         attributes = {a.name: _attribute(a) for a in node.attribute if not a.HasField("g")}
-        used = [i for i, name in enumerate(node.output) if i == 0 or self.uses[name]]
-        return Call(node.op_type, node.name or node.output[0], self.opset, used[-1] + 1, attributes)
+        used = [i for i, name in enumerate(node.output) if i == 0 or (name and self.uses[name])]
+        return Call(node.op_type, node.name or node.output[0], self.opset, used[-1] + 1, attributes, len(node.output))
 
     def choice(self, node: Any, call: Call) -> Step:
         """The step of an ``If``."""
@@ -223,9 +223,8 @@ class _Reader:
     def fold(self, node: Any, call: Call, inputs: list[str]) -> None:
         """Compute what depends on constants alone."""
         result = OPERATIONS[node.op_type](call, *(self.static(call.op, name, i) for i, name in enumerate(inputs)))
-        results = result if len(node.output) > 1 else [result]
         made_of = next((name for name in inputs if isinstance(self.known[name], Tensor)), None)
-        for name, value in zip(node.output, results, strict=False):
+        for name, value in zip(node.output, call.results(result), strict=False):
             self.known[name] = (
                 plain(value) if isinstance(value, Tensor) and value is not self.known.get(made_of or "") else value
             )

@@ -61,7 +61,7 @@ class Operate:
         except Exception as e:
             e.add_note(f"in the ONNX node {self.call.name!r} ({self.call.op})")
             raise
-        values.update(zip(self.outputs, result if len(self.outputs) > 1 else [result], strict=False))
+        values.update(zip(self.outputs, self.call.results(result), strict=False))
 
     def reads(self) -> Iterator[str]:
         """The names of the values that the node needs."""

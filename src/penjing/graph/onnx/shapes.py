@@ -78,7 +78,7 @@ def split(call: Call, x: Value, sizes: Value = None) -> Value:
     axis = call.get("axis", 0)
     given = call.get("split") if sizes is None else call.numbers(sizes, "sizes")
     if given is None:
-        parts = call.get("num_outputs", call.outputs)
+        parts = call.get("num_outputs", call.written)
         return torch.split(x, -(-x.shape[axis] // parts), axis)
     return torch.split(x, given, axis)
 

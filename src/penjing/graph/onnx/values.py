@@ -32,6 +32,7 @@ class Call:
         opset: The version of the operators.
         outputs: How many outputs are used.
         attributes: As plain numbers, lists, strings and tensors.
+        written: How many outputs the file gives it, used or not.
     """
 
     op: str
@@ -39,6 +40,11 @@ class Call:
     opset: int
     outputs: int = 1
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    written: int = 1
+
+    def results(self, result: Value) -> list[Value]:
+        """What an operation gave, output by output."""
+        return list(result) if self.outputs > 1 or self.op == "Split" else [result]
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or ``default`` where the file does not give it."""
