@@ -56,13 +56,13 @@ def slower() -> list[str]:
         f"| original, default (bfloat16) | {default:.2f} | {full / default:.1f}x | |",
         f"| compressed | {small:.2f} | {full / small:.1f}x | {default / small:.1f}x |",
         f"take {statistics.geometric_mean(over_float('openvino')):.3f} of the default's time in the geometric mean",
-        f"nothing: {latencies('openvino')['mobilenetv3_small_100']['over_float']['median']:.3f}",
+        f"nothing: {latencies('openvino')['mixnet_s']['over_float']['median']:.3f}",
         f"eight pairs of files took {min(pairs):.2f} to {max(pairs):.2f} of the dense file's time",
         f"{thin:,} against {dense:,} after lzma",
-        f"NNCF's files leave {kept['of'] - kept['int8']} of MobileNetV2's {kept['of']} layers in float in OpenVINO and take "
-        f"{mobile['times'][mobile['peer']]['median']:.2f} ms where the network in the default precision takes "
-        f"{mobile['times']['float']['median']:.2f}; our file with all {mobile['int8']['ours-openvino']['int8']} in int8 takes "
-        f"{mobile['times']['ours-openvino']['median']:.2f} (",
+        f"NNCF's file leaves {kept['of'] - kept['int8']} of MobileNetV2's {kept['of']} layers in float in OpenVINO and takes "
+        f"{mobile['times'][mobile['peer']]['median']:.2f} ms; ours with all {mobile['int8']['ours-openvino']['int8']} in int8 "
+        f"takes {mobile['times']['ours-openvino']['median']:.2f}, and the network in the default precision "
+        f"{mobile['times']['float']['median']:.2f} (",
         f"In ONNX Runtime {left} of its layers run in float, and it takes {other[0]:.2f} ms at batch 1 where the original "
         f"takes {other[1]:.2f}",
         f"on {len(unseen)} networks of widths that they had not seen, the time they foretell is {100 * off:.1f} % off",

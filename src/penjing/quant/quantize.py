@@ -21,7 +21,7 @@ from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means, round_biases, separate_biases
 from penjing.quant.equalize import absorb_biases, equalize
 from penjing.quant.even import even_out
-from penjing.quant.fold import SCALING, convolutions_to_scalings
+from penjing.quant.fold import convolutions_to_scalings, is_scaling
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
 from penjing.quant.observers import OBSERVERS, MinMax
@@ -286,7 +286,7 @@ class Quantizer:
 
 def _undo(module: fx.GraphModule, placement: Placement) -> None:
     """Write norms that stayed in float as products and sums, in place; they are no layers any more."""
-    norms = {n.name for n in module.graph.nodes if SCALING in n.meta} - placement.weights.keys()
+    norms = {n.name for n in module.graph.nodes if is_scaling(n)} - placement.weights.keys()
     convolutions_to_scalings(module, placement.weights)
     module.meta["reasons"] = {name: why for name, why in placement.reasons.items() if name not in norms}
 
