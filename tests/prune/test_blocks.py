@@ -33,6 +33,19 @@ class Silenced(nn.Module):
         return x.relu()
 
 
+class Two(nn.Module):
+    """Two residual branches in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 4), conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        y: Tensor = x + self.b(x)
+        return y
+
+
 def test_blocks_are_those_with_an_identity_shortcut(model: nn.Module) -> None:
     found = find_blocks(capture(model, X))
     assert [b.name for b in found] == ["stage1.0", "stage1.1", "stage1.2", "stage2.1", "stage2.2", "stage3.1", "stage3.2"]
@@ -50,17 +63,7 @@ def test_a_shortcut_that_is_spread_over_the_sum_is_no_identity() -> None:
 
 
 def test_of_two_blocks_in_one_module_the_second_goes_after_the_first() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = conv(4, 4), conv(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x + self.a(x)
-            y: Tensor = x + self.b(x)
-            return y
-
-    model = randomized(net(lambda m, x: m.head(m.blocks(m.stem(x))), stem=conv(1, 4), blocks=Twice(), head=conv(4, 2))())
+    model = randomized(net(lambda m, x: m.head(m.blocks(m.stem(x))), stem=conv(1, 4), blocks=Two(), head=conv(4, 2))())
     names = [b.name for b in find_blocks(capture(model, X))]
     first = drop_blocks(model, names[:1], X)
     both = drop_blocks(first, names[1:], X)
@@ -158,19 +161,6 @@ def test_a_network_without_its_blocks_takes_back_its_own_state() -> None:
     names = [b.name for b in find_blocks(capture(net, x))]
     small = drop_blocks(net, names[-1:], x)
     small.load_state_dict({**small.state_dict()})
-
-
-class Two(nn.Module):
-    """Two residual branches in one module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = conv(4, 4), conv(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.a(x)
-        y: Tensor = x + self.b(x)
-        return y
 
 
 def test_both_blocks_of_one_module_can_be_planned_to_go() -> None:

@@ -161,9 +161,7 @@ def plan_blocks(
         if not effects:
             raise RecipeError(f"count is {count}; after {gone}, which held others inside, the model has no residual block left")
         least = min(blocks, key=lambda block: effects[block.name])
-        gone.append(
-            least.name if least.name in names else least.weights[0]
-        )  # one of several in a module, the last that is left
+        gone.append(least.name if least.name in names else least.weights[0])  # the last of several in one module
         graph = capture(drop_blocks(model, gone, example), as_inputs(example))
     return ChannelPlan({}, tuple(gone))
 
