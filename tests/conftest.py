@@ -1,5 +1,6 @@
 """Every test runs on one thread, from one seed, with an empty ledger, and must leave torch as it found it."""
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,16 @@ def own_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests measure is nobody else's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PENJING_CACHE", str(tmp_path_factory.mktemp("ledger")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_turns() -> Iterator[None]:
+    """Times are taken in fewer and shorter turns than for users: almost no test asks how long something took."""
+    timing = importlib.import_module("penjing.measure.latency")  # the package's name for it is the function
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AT_LEAST": 5, "AT_MOST": 15, "TURN": 5.0}.items():
+            patch.setattr(timing, name, value)
         yield
 
 

@@ -119,9 +119,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as f:
             names = list(f.keys())
-            return {name: f.get_tensor(name) for name in names}, json.loads((f.metadata() or {}).get("about", "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as e:
+            return {name: f.get_tensor(name) for name in names}, _about((f.metadata() or {}).get("about", ""))
+    except (OSError, SafetensorError) as e:
         raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file{_of_torchs(path)}") from e
+
+
+def _about(note: str) -> dict[str, Any]:
+    """Our own note; of another program's, which may be any text, nothing."""
+    try:
+        found = json.loads(note)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _of_torchs(path: Path) -> str:

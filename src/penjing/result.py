@@ -73,13 +73,13 @@ def load_result(folder: Path) -> Result:
     path = folder / RESULT
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        shapes = tuple(tuple(s) for s in data["files"]["inputs"])
+        told = data["files"]
+        shapes = tuple(tuple(s) for s in told["inputs"])
+        artifact = Artifact(folder / ARTIFACT, data["target"], shapes, bool(told["dynamic"]), told["digest"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(f"{folder} holds no finished run ({RESULT}: {e}); run penjing compress or penjing demo first") from e
-    file = folder / ARTIFACT
-    artifact = Artifact(file, data["target"], shapes, bool(data["files"]["dynamic"]), data["files"]["digest"])
-    if not file.is_file() or digest(file) != artifact.digest:
-        raise RecipeError(f"{file} is missing or is not the file that the run wrote; delete {folder} and run again")
+    if not artifact.path.is_file() or digest(artifact.path) != artifact.digest:
+        raise RecipeError(f"{artifact.path} is missing or is not the file that the run wrote; delete {folder} and run again")
     return Result(folder, data, artifact, ChannelPlan.load(folder / PLAN))
 
 

@@ -56,9 +56,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RecipeError(f"{name} is {value}; give at least {least}")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise RecipeError(f"temperature is {self.temperature}; give a number above 0, e.g. 4")
         if not self.report_batches or min(self.report_batches) < 1:
             raise RecipeError(f"report_batches is {self.report_batches}; give batch sizes of at least 1, e.g. 1,32")
-        if self.seconds <= 0:
+        if not 0 < self.seconds < float("inf"):
             raise RecipeError(f"seconds is {self.seconds}; give how long to time each contender, e.g. 0.5")

@@ -127,8 +127,10 @@ def first_batch(batches: Batches, name: str) -> Batch:
             "class whose __iter__ yields such pairs"
         )
     inputs, target = batch
-    if not isinstance(inputs, Tensor | tuple | list) or not all(isinstance(x, Tensor) for x in as_tuple(inputs)):
-        raise DataError(f"task.{name} yields inputs of type {type(inputs).__name__}; give a tensor or a tuple of tensors")
+    try:
+        as_tuple(inputs)
+    except DataError as e:
+        raise DataError(f"task.{name}: {e}") from e
     return inputs if isinstance(inputs, Tensor) else tuple(inputs), target
 
 

@@ -48,9 +48,14 @@ def kinds() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("make", [trained, kinds])
-def test_the_file_agrees_with_the_module(make: Callable[[], tuple[nn.Module, Tensor]], target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "count"), [(trained, 250), pytest.param(trained, 1_000, marks=pytest.mark.slow), (kinds, 1_000)]
+)
+def test_the_file_agrees_with_the_module(
+    make: Callable[[], tuple[nn.Module, Tensor]], count: int, target: str, tmp_path: Path
+) -> None:
     model, x = make()
+    x = x[:count]
     module = quantize(model, x[:1], x[:256].split(64), target=target)
     artifact = export(module, x[:1], tmp_path / "net.onnx", target=target)
     with torch.no_grad():
@@ -59,7 +64,7 @@ def test_the_file_agrees_with_the_module(make: Callable[[], tuple[nn.Module, Ten
     for runtime in RUNTIMES:
         found = artifact.on(runtime).load(1, "f32")(x)
         own = runtime == target  # the other runtime takes the file as well, and rounds in other places
-        assert (found.argmax(1) == expected.argmax(1)).double().mean() >= (0.999 if own else 0.99), runtime
+        assert (found.argmax(1) != expected.argmax(1)).sum() <= (1 if own else 10), runtime
         assert (found - expected).abs().mean() < (step / 3 if own else step), runtime
 
 

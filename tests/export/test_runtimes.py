@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import penjing as pj
 from penjing.errors import ExportError
+from penjing.processor import overflows
 
 BOTH = ["openvino", "onnxruntime"]
 
@@ -384,3 +385,31 @@ def test_a_layer_whose_name_looks_like_resizing(tmp_path: Path) -> None:
     net.add_module("down_aa", nn.Conv2d(3, 4, 3))
     x = torch.randn(2, 3, 8, 8)
     assert pj.export(net.eval(), x, tmp_path / "net.onnx", target="openvino").agreement(net, x, "f32").cosine > 0.99999
+
+
+class Related(nn.Module):
+    """All tokens multiplied with one another, as values that a layer reads in integers as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.reader = nn.Linear(16, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        return y @ y.mT, self.reader(y)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_products_of_two_values_do_not_overflow(older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO multiplies them in integers, of 8 bits, whose sums are too large for processors without VNNI."""
+    monkeypatch.setattr("penjing.quant.targets.overflows", lambda: older or overflows())
+    net, x = Related().eval(), torch.randn(4, 10, 1).sign() * torch.ones(4, 10, 16)
+    nn.init.constant_(net.first.weight, 1 / 16)  # all at an end of the grid
+    net.first.weight.data[::2] *= -1
+    int8 = pj.quantize(net, x, [x], target="openvino")
+    file = pj.export(int8, x, tmp_path / "net.onnx", target="openvino")
+    if older:
+        assert [k.precision for k in file.kernels("f32") if k.op == "MatMul"] == ["f32"]
+    with torch.no_grad():
+        for found, expected in zip(file.load(1, "f32")(x), int8(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

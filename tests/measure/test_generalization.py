@@ -1,6 +1,8 @@
 import json
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +61,15 @@ def test_a_forgotten_class_is_named() -> None:
     assert found.per_class[2].after == 0
     assert found.flips is not None
     assert (found.flips.flipped, found.flips.worse, found.flips.better) == (20 / 400, 20, 0)
+
+
+def test_a_forgotten_class_is_named_where_no_drop_is_limited_and_the_metric_is_no_accuracy() -> None:
+    def halved(run: Run, batches: Batches) -> Score:
+        score = top1(run, batches)
+        return replace(score, value=score.value / 2, per_sample=score.per_sample / 2)
+
+    found = generalization(columns, forgets(2), images_of(20, 20), halved, allowed=math.inf, severities=())
+    assert [w[:7] for w in found.warnings if w.startswith("Class")] == ["Class 2"]
 
 
 @pytest.mark.parametrize(("wrong", "warned"), [(6, False), (12, True)])

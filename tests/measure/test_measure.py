@@ -64,7 +64,7 @@ def test_compare_finds_the_slower_and_keeps_the_spread() -> None:
     found = compare({"slow": lambda _: time.sleep(0.004), "fast": lambda _: None}, torch.zeros(1), seconds=0.05)
     assert found["slow"].value > 4 > found["fast"].value
     assert found["slow"].low <= found["slow"].value <= found["slow"].high
-    assert found["slow"].samples >= 15
+    assert found["slow"].samples >= 5
 
 
 def test_latency_says_where() -> None:

@@ -10,6 +10,7 @@ from penjing.errors import DataError, ModelError, RecipeError
 from penjing.quant import TARGETS, Scheme, quantize
 from penjing.quant.apart import decibels, noise_share
 from penjing.quant.insert import layers, value_grid
+from penjing.quant.learned import WAYS, learn_steps
 from penjing.quant.lockstep import parameter
 from penjing.quant.targets import WEIGHTED, variants
 from penjing.zoo import ZOO
@@ -144,6 +145,10 @@ def test_what_is_quantized_is_not_quantized_again() -> None:
     x = torch.randn(2, 3, 6, 6)
     with pytest.raises(ModelError, match="quantized already"):
         quantize(quantize(nn.Conv2d(3, 4, 3), x, [x]), x, [x])
+    for how in WAYS:
+        learned = learn_steps(quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), x, [x]), how)
+        with pytest.raises(ModelError, match="quantized already"):
+            quantize(learned, x, [x])
 
 
 def test_weights_that_are_computed_are_excluded_by_any_of_their_names() -> None:

@@ -397,7 +397,10 @@ def test_killed_in_training_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "killed").rglob(".*.part"))
 
 
-def test_an_unfinished_folder_has_no_result(tmp_path: Path) -> None:
+def test_an_unfinished_or_damaged_folder_has_no_result(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="holds no finished run"):
+        load_result(tmp_path)
+    (tmp_path / "result.json").write_text('{"files": {"inputs": [[1, 3]]}}', encoding="utf-8")
     with pytest.raises(RecipeError, match="holds no finished run"):
         load_result(tmp_path)
 

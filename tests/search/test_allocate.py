@@ -22,7 +22,7 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
         self.inner = nn.Conv2d(16, 32, 3, padding=1)
-        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.depthwise: nn.Module = nn.Conv2d(32, 32, 3, padding=1, groups=32)
         self.outer = nn.Conv2d(32, 16, 1)
         self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=2)
         self.head = nn.Linear(32, 5)
@@ -37,9 +37,17 @@ EXAMPLE = (torch.zeros(1, 3, 8, 8),)
 TIME = {"int8": Coefficients(0.1, 0.0, 0.001, 0.0001), "float": Coefficients(0.1, 0.0, 0.002, 0.0004)}
 
 
-def tables(noise: dict[str, float] | None = None) -> Tables:
+class Transposed(Net):
+    """The same sizes, with a transposed convolution among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.ConvTranspose2d(32, 32, 3, padding=1, groups=32)
+
+
+def tables(noise: dict[str, float] | None = None, net: type[Net] = Net) -> Tables:
     torch.manual_seed(0)
-    graph = capture(Net().eval(), EXAMPLE)
+    graph = capture(net().eval(), EXAMPLE)
     channels = Evidence.of(graph).channels
     damage = {}
     for i, g in enumerate(channels.groups):
@@ -74,6 +82,12 @@ def test_costs_are_those_of_the_network_cut_for_real() -> None:
             p.numel() for p in small.parameters() if p.ndim > 1
         )
         assert chosen.costs["bytes"] == 1000 + kept
+
+
+def test_a_depthwise_layer_gets_cheaper_whether_it_is_transposed_or_not() -> None:
+    plain, transposed = (extremes(tables(net=net)) for net in (Net, Transposed))
+    for one, other in zip(plain, transposed, strict=True):
+        assert one.costs == pytest.approx(other.costs)
 
 
 def test_no_uniform_width_within_the_limit_loses_less() -> None:

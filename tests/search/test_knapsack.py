@@ -93,6 +93,13 @@ def test_of_equally_good_choices_the_cheaper_is_taken() -> None:
     assert solve(Problem({"a": {8: 0.0, 4: 0.0}}, [site], {}, {"bytes": 100.0})).widths == {"a": 4}
 
 
+def test_of_equally_good_choices_the_faster_is_taken_beside_a_resource_of_large_numbers() -> None:
+    costs = {"latency": Coefficients(outputs=0.01), "macs": Coefficients(outputs=1e8)}
+    sites = [Site(n, Side(3), Side(0, {n: 1}), {"int8": 0.0}, {"int8": costs}) for n in ("s", "t")]
+    widths = {n: {8: 1.0, 4: 1.0} for n in ("s", "t")}
+    assert solve(Problem(widths, sites, {}, {"latency": 100.0})).widths == {"s": 4, "t": 4}
+
+
 def test_a_block_goes_where_that_loses_least_and_its_layers_cost_nothing_then() -> None:
     whole = chain(12)  # both layers at width 2 take 26
     with pytest.raises(BudgetError):

@@ -79,16 +79,6 @@ def test_what_cannot_be_reached_is_told_and_nothing_is_left(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_placement_is_taken_only_when_it_is_faster(tmp_path: Path) -> None:
-    model, x = network()
-    mix = fastest_mix(
-        quantizer(model, x), model, x[:1], tmp_path / "n.onnx", evaluate=nearness(model, x), least=10.0,
-        settings=MixSettings(threads=1, seconds=0.05),
-    )  # fmt: skip
-    assert mix.chosen.score >= 10
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_a_drop_is_from_what_the_file_scores_in_fp32(tmp_path: Path) -> None:
     model, x = network()
     exact = nearness(model, x)

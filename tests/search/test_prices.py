@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from penjing.errors import RecipeError
 from penjing.graph import capture, find_channels
-from penjing.graph.layers import layers
+from penjing.graph.layers import Layer, layers
 from penjing.prune import plan_widths, prune_channels
 from penjing.prune.decide import allowed_widths
 from penjing.quant import target_named
@@ -313,6 +313,27 @@ def test_transposed_and_depthwise_layers_of_a_cut_network_are_foretold() -> None
     (wide, x), (narrow, _) = net(24), net(8)
     shapes = {n: tuple(p.shape) for n, p in narrow.named_parameters()}
     assert cut_layers(layers(capture(wide, x)), shapes) == layers(capture(narrow, x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: nn.Conv2d(n, 2 * n, 3, groups=n),
+        lambda n: nn.ConvTranspose2d(n, 2 * n, 3, groups=n),
+        lambda n: nn.ConvTranspose2d(2 * n, n, 3, groups=8),
+    ],
+    ids=["twice as many outputs", "transposed", "transposed, as many groups as outputs"],
+)
+def test_layers_in_many_groups_are_foretold(make: Callable[[int], nn.Module]) -> None:
+    def found(n: int) -> list[Layer]:
+        net = make(n).eval()
+        return layers(capture(net, torch.randn(1, net.in_channels, 9, 9)))  # type: ignore[arg-type]
+
+    (whole,) = found(8)
+    assert cut_layers([whole], {}) == [whole]
+    if whole.groups == whole.widths[0]:
+        (narrow,) = found(4)
+        assert cut_layers([whole], {whole.weight: narrow.shape}) == [narrow]
 
 
 def test_widths_are_drawn_so_that_every_group_is_seen_narrow_and_wide() -> None:

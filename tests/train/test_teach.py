@@ -182,11 +182,13 @@ def test_a_student_can_be_made_of_the_trained_teacher(tmp_path: Path) -> None:
 
 def test_other_data_are_another_run(tmp_path: Path) -> None:
     run(tmp_path)
-    other = replace(own(), search=[(x + 1, y) for x, y in batches()])
-    with pytest.raises(TrainingError, match="belongs to another run"):
-        teach(network(), pupil(), other, tmp_path, lessons=LESSONS)
-    with pytest.raises(TrainingError, match="belongs to another run"):
-        run(tmp_path, target=other)
+    images, labels = [(x + 1, y) for x, y in batches()], [(x, 1 - y.clamp(max=1)) for x, y in batches()]
+    for changed in ({"search": images}, {"train": images}, {"train": labels}):
+        other = replace(own(), **changed)  # type: ignore[arg-type]
+        with pytest.raises(TrainingError, match="belongs to another run"):
+            teach(network(), pupil(), other, tmp_path, lessons=LESSONS)
+        with pytest.raises(TrainingError, match="belongs to another run"):
+            run(tmp_path, target=other)
 
 
 def test_the_arguments_are_left_alone(tmp_path: Path) -> None:

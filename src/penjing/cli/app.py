@@ -160,14 +160,14 @@ def images_of(task: Task | None) -> list[Any] | None:
     return None if task is None else first_batches(task.train, SAMPLES)
 
 
-def say_weights(profile: str, precisions: Iterable[str]) -> None:
-    """Say so where the weights of a file's layers have fewer bits than anywhere else.
+def say_weights(profile: str, precisions: Iterable[str], asked: int = BITS) -> None:
+    """Say so where the weights of a file's layers have fewer bits than were asked for.
 
     Args:
         precisions: That its layers run in.
     """
-    if profile in TARGETS and "int8" in precisions and (bits := TARGETS[profile].weight_bits) < BITS:
-        said = f"weights have {bits} bits: the processor has no VNNI, and pairs of products of {BITS} bits would overflow"
+    if profile in TARGETS and "int8" in precisions and (bits := TARGETS[profile].weight_bits) < asked:
+        said = f"weights have {bits} bits: on processors without VNNI, pairs of products of {BITS} bits would overflow"
         console.print(said, style="dim", highlight=False)
 
 

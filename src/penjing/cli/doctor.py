@@ -22,7 +22,8 @@ from penjing.data import fashion_sample
 from penjing.errors import first_line
 from penjing.export import RUNTIMES, Artifact, export, left_in_float
 from penjing.measure import cores, machine
-from penjing.quant import quantize
+from penjing.processor import overflows
+from penjing.quant import quantize, target_named
 from penjing.search.ledger import FOLDER, Ledger
 from penjing.zoo import fashion_resnet20, two_convolutions
 
@@ -30,11 +31,12 @@ LEAST_PYTHON = (3, 11)
 SHOWN = ("torch", "numpy", "onnx", "onnxruntime", "openvino")  # a line each, the other packages one together
 EXTRAS = {"augment": "images changed while training", "tensorboard": "training curves in TensorBoard"}
 REQUIREMENT = re.compile(r"([\w.-]+)\s*>=\s*([\d.]+)(?:.*extra\s*==\s*['\"](\w+)['\"])?")
+VNNI = ("avx512_vnni", "avx_vnni", "asimddp")
 FEATURES = (  # what it is, the flags of which one is enough, what is lost without
     (
         "int8 dot products (VNNI)",
-        ("avx512_vnni", "avx_vnni", "asimddp"),
-        "integers are hardly faster than floats here, and weights get 7 bits",
+        VNNI,
+        "integers are hardly faster than floats here",
     ),
     ("bfloat16 (AVX-512 BF16)", ("avx512_bf16", "amx_bf16", "bf16"), "what stays in float runs in float32 here"),
     ("matrix units (AMX)", ("amx_int8", "i8mm"), "large batches gain less from integers here"),
@@ -205,6 +207,8 @@ def _processor() -> Iterator[Check]:
     known, flags = here["system"] == "Linux", here["features"]
     for name, enough, without in FEATURES:
         has = [f for f in enough if f in flags]
+        if enough is VNNI and overflows():
+            without += f", and weights get {target_named('openvino').weight_bits} bits"
         yield Check(name, bool(has), ", ".join(has) or ("no" if known else f"not known on {here['system']}"), without, False)
 
 

@@ -15,6 +15,7 @@ from penjing.cli.app import (
     app,
     bars,
     console,
+    errors,
     images_of,
     network,
     print_json,
@@ -23,10 +24,11 @@ from penjing.cli.app import (
     table_of,
 )
 from penjing.errors import DataError, ExportError, RecipeError
-from penjing.export import RUNTIMES, Artifact, Runner, export, fixed_batch, left_in_float
+from penjing.export import RUNTIMES, Artifact, Runner, export, fixed_batch, left_in_float, may_overflow
 from penjing.files import check_writable, digest
 from penjing.graph import repeated
 from penjing.measure import compare, cores
+from penjing.processor import overflows
 from penjing.quant import quantize, target_named
 from penjing.recipe import load_task
 from penjing.task import Task, as_tuple, check_metric, check_task, first_batch, scored
@@ -64,6 +66,11 @@ def measure_command(
         floats = left_in_float(artifact.on(name).kernels())
         rows.append({"runtime": name, "what": "weighted layers not in int8", "value": str(len(floats)), "samples": 1})
     print_json(rows) if as_json else console.print(table_of(str(file), rows))
+    if overflows() and may_overflow(file):
+        errors.print(
+            "the file's weights have 8 bits, and this processor has no VNNI: sums in integers overflow without a word, so the "
+            "scores may be too low; make the file here, or for a target that ends in -avx2", highlight=False,
+        )  # fmt: skip
 
 
 def _check_fits(file: Path, run: Runner, task: Task) -> None:
@@ -98,4 +105,4 @@ def export_command(
     artifact = export(net, example, out, target=target)
     say(f"{artifact.path}: {artifact.path.stat().st_size:,} bytes, for {target}")
     if int8:
-        say_weights(target_named(target).name, ["int8"])
+        say_weights(target_named(target).name, [k.precision for k in artifact.kernels() if k.weighted])

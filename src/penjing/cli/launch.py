@@ -8,6 +8,7 @@ import typer
 
 from penjing import ranks
 from penjing.errors import RecipeError
+from penjing.measure import cores
 
 Devices = Annotated[int, typer.Option(help="Processes on this machine that work together, one a GPU or a share of the cores.")]
 Nodes = Annotated[int, typer.Option(help="Machines; run the same command on each, with MASTER_ADDR, MASTER_PORT, NODE_RANK.")]
@@ -29,7 +30,7 @@ def together(devices: int, nodes: int) -> None:
 
 
 def _torchrun(devices: int, nodes: int) -> list[str]:
-    threads = max(1, (os.cpu_count() or 1) // devices)
+    threads = max(1, cores() // devices)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that it looked for unused weights and found none
     where = ["--nproc-per-node", str(devices), "--nnodes", str(nodes)]

@@ -61,7 +61,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
     grid: Annotated[str | None, typer.Option(help=f"Of values, if not the target's own: {', '.join(GRIDS)}.")] = None,
     equalize: Annotated[bool, typer.Option("--equalize", help="Even out channel ranges between layers first.")] = False,
     exclude: Exclude = None,
-    batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.")] = 1,
+    batch: Annotated[int, typer.Option(help="The batch size that latency is judged at.", min=1)] = 1,
     threads: Threads = None,
     placements: Annotated[bool, typer.Option(help="Also try the target's other placements, and take the fastest.")] = True,
     as_json: Json = False,
@@ -89,7 +89,7 @@ def quantize_command(  # noqa: PLR0913 - one parameter an option
         quantizer, net, example, out, evaluate=lambda run: searched(task, run),
         drop=math.inf if drop is None else drop, settings=settings, progress=bars,
     )  # fmt: skip
-    told = _told(net.eval(), mix, task, threads) | {"profile": quantizer.target.name}
+    told = _told(net.eval(), mix, task, threads) | {"profile": quantizer.target.name, "weight_bits": weight_bits}
     print_json(told) if as_json else _tell(told, mix)
 
 
@@ -167,5 +167,5 @@ def _tell(told: dict[str, Any], mix: Mix) -> None:
         f"{told['chosen']}: {score['before']:.4f} -> {score['after']:.4f} ({score['change']}), "
         f"on {score['samples']} confirm samples{_how_loaded(told)}"
     )
-    say_weights(told["profile"], ["int8"] if len(told["in_float"]) < told["layers"] else [])
+    say_weights(told["profile"], ["int8"] if len(told["in_float"]) < told["layers"] else [], told["weight_bits"])
     say(f"the network: {mix.chosen.artifact.path} ({told['bytes']:,} bytes)")

@@ -20,6 +20,7 @@ from penjing.measure import latency
 from penjing.quant import target_named
 
 Arrays = list[np.ndarray]
+SAFE = 64  # 2 * 255 * 64 is below 2**15
 
 
 class Runtime(Protocol):
@@ -191,6 +192,15 @@ def _in_integers(path: Path) -> frozenset[str]:
         if n.op_type == "DequantizeLinear" or (n.op_type in ("Transpose", "Reshape") and n.input[0] in decoded):
             decoded.update(n.output)
     return frozenset(n.name for n in graph.node if len(n.input) > 1 and decoded.issuperset(n.input[:2]))
+
+
+def may_overflow(path: Path) -> bool:
+    """Whether a file has weights of 8 bits, pairs of whose products do not fit the 16 bits of processors without VNNI."""
+    import onnx
+    from onnx import numpy_helper
+
+    weights = (t for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1)
+    return any(np.abs(numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > SAFE for t in weights)
 
 
 def fixed_batch(path: Path) -> int | None:

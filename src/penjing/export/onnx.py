@@ -22,12 +22,13 @@ from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
-from penjing.export.reductions import apart, biases_in_one_dimension
+from penjing.export.reductions import apart, biases_in_one_dimension, products_in_float
 from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
 from penjing.graph import as_inputs, capture, free_batch, is_captured, takes_any_batch
 from penjing.quant import target_named
 from penjing.quant.editable import set_tensor
+from penjing.quant.grids import BITS
 from penjing.quant.learned import settle
 from penjing.quant.norms import norms_over_channels
 
@@ -68,6 +69,8 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     _once(proto)
     biases_in_one_dimension(proto)
     apart(proto, runtime)
+    if runtime == "openvino" and profile.weight_bits < max(BITS):  # where a bit is spared, sums of 8-bit products overflow
+        products_in_float(proto)
     _integer_biases(proto)
     pads_into_convolutions(proto)
     if runtime == "onnxruntime":

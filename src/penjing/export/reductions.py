@@ -1,5 +1,6 @@
 """Reductions, and what stands before or behind them, written so that OpenVINO computes them rightly."""
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 from penjing.export.pools import sizes
@@ -63,6 +64,30 @@ def apart(proto: Any, runtime: str) -> None:
                 given = node.input[0]
                 node.input[0] = f"{node.output[0]}.apart"
                 _insert(proto, node, given, node.input[0], behind=False)
+
+
+def products_in_float(proto: Any) -> None:
+    """Put something that changes nothing before products of two values in integers, in place, so that they run in float.
+
+    OpenVINO (2026.4, CPU) multiplies what grids of 8 bits give as integers, and without VNNI their sums overflow: weights can
+    have a bit less, values cannot.
+    """
+    made = {o: n for n in proto.graph.node for o in n.output}
+    held = {t.name for t in proto.graph.initializer}
+    for node in [n for n in proto.graph.node if n.op_type == "MatMul"]:
+        if all(_is_decoded(made, held, name) for name in node.input):
+            given, node.input[0] = node.input[0], f"{node.output[0]}.apart"
+            _insert(proto, node, given, node.input[0], behind=False)
+
+
+def _is_decoded(made: Mapping[str, Any], held: Set[str], name: str) -> bool:
+    """Whether a value comes from integers that are computed, perhaps moved in between."""
+    node = made.get(name)
+    if node is None:
+        return False
+    if node.op_type == "DequantizeLinear":
+        return node.input[0] not in held
+    return node.op_type in (*MOVES, "Einsum", "Concat") and any(_is_decoded(made, held, i) for i in node.input)
 
 
 def _shifted(proto: Any) -> set[str]:

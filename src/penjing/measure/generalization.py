@@ -162,7 +162,7 @@ def generalization(
     if found is None:
         return Generalization(clean[0].samples, (), None, None, tuple(rows), tuple(notes), ())
     is_share = abs(found.right(found.before).mean() - clean[0].value) < 1e-6  # else ``allowed`` is in another unit
-    per_class, class_notes = _per_class(found, max(CLASS_TIMES * allowed * is_share, CLASS_SHARE))
+    per_class, class_notes = _per_class(found, max(CLASS_TIMES * allowed, CLASS_SHARE) if is_share else CLASS_SHARE)
     flips, calibration = _flips(found), _calibration(found)
     return Generalization(
         clean[0].samples, per_class, flips, calibration, tuple(rows),

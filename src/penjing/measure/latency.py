@@ -15,7 +15,7 @@ from penjing.progress import Progress, silent
 from penjing.task import Run
 
 AT_LEAST, AT_MOST = 15, 300  # turns
-TURN, BEFORE = 20.0, 2  # ms that a turn lasts, two calls at least; and untimed calls before it
+TURN, BEFORE = 20.0, 2  # ms that a turn lasts, two calls at least; and untimed calls before it; one of each where one is longer
 
 
 def latency(run: Run, *inputs: Tensor | np.ndarray, seconds: float = 1.0) -> Measurement:
@@ -28,23 +28,24 @@ def compare(
 ) -> dict[str, Measurement]:
     """The time of one call of each, in milliseconds, taken in turns so that a busy moment falls on all of them.
 
-    A turn is a few calls in a row, of which the first two are not timed, so that none starts with what another left in the
+    A turn is a few calls in a row, of which the first are not timed, so that none starts with what another left in the
     caches: one call by itself says too much about its predecessor. Its time is the median of the others.
 
     Args:
-        seconds: About how long to measure each.
+        seconds: About how long to measure each; there are 15 turns at least, 300 at most.
     """
-    arrays = [x.numpy() if isinstance(x, Tensor) else x for x in inputs]
+    arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in inputs]
     runs = {name: _of_arrays(run) if isinstance(run, nn.Module) else run for name, run in runs.items()}
     once = {name: min(_timed(run, arrays) for _ in range(3)) for name, run in runs.items()}
-    calls = {name: int(min(20, max(2, TURN / max(t, 1e-3)))) for name, t in once.items()}
-    longest = max((calls[name] + BEFORE) * t for name, t in once.items()) / 1e3
+    before = {name: BEFORE if t < TURN else 1 for name, t in once.items()}
+    calls = {name: int(min(20, max(before[name], TURN / max(t, 1e-3)))) for name, t in once.items()}
+    longest = max((calls[name] + before[name]) * t for name, t in once.items()) / 1e3
     rounds = int(min(AT_MOST, max(AT_LEAST, seconds / longest)))
     times: dict[str, list[float]] = {name: [] for name in runs}
     with progress("timing", rounds) as advance:
         for _ in range(rounds):
             for name, run in runs.items():
-                for _ in range(BEFORE):
+                for _ in range(before[name]):
                     run(*arrays)
                 times[name].append(statistics.median(_timed(run, arrays) for _ in range(calls[name])))
             advance(f"batch {len(arrays[0])}")

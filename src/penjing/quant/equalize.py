@@ -19,7 +19,7 @@ aten = torch.ops.aten
 ENOUGH = 1e-3  # a sweep that changes no factor by more than this share is the last
 
 _POINTWISE = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
-_CLIPS = frozenset({aten.relu6.default, aten.hardtanh.default, aten.clamp.default})
+BOUNDED = frozenset({aten.relu6.default, aten.hardtanh.default, aten.clamp.default})
 _LOCAL = {  # operation -> over how many of the last dims it works, each channel by itself
     **{getattr(aten, f"max_pool{n}d").default: n for n in (1, 2, 3)},
     **{getattr(aten, f"avg_pool{n}d").default: n for n in (1, 2, 3)},
@@ -155,7 +155,7 @@ def _follow(place: Place, seen: Mapping[str, float]) -> tuple[Place, str]:
         if len(place.value.users) != 1:
             return place, f"{place.value.name} has {len(place.value.users)} readers"
         reader = next(iter(place.value.users))
-        if reader.target in _CLIPS:
+        if reader.target in BOUNDED:
             reason = _why_clips(reader, seen)
             if reason:
                 return place, reason

@@ -120,6 +120,11 @@ def positive(scale: Tensor) -> Tensor:
     return scale.abs().clamp_min(TINY)
 
 
+def has_grids(module: fx.GraphModule) -> bool:
+    """Whether a network is quantized already, with grids that are fixed or learned."""
+    return any(n.target in FIXED | {lsq, pact} for n in module.graph.nodes)
+
+
 def learn_steps(module: fx.GraphModule, how: str = "lsq") -> fx.GraphModule:
     """A copy of what ``quantize`` gave whose grids are parameters, to be trained with the weights; they start where they are.
 

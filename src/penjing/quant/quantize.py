@@ -19,17 +19,18 @@ from penjing.graph.walk import arguments
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
 from penjing.quant.correct import correct_bias_from_means, round_biases, separate_biases
-from penjing.quant.equalize import absorb_biases, equalize
+from penjing.quant.equalize import BOUNDED, absorb_biases, equalize
 from penjing.quant.even import even_out
 from penjing.quant.fold import convolutions_to_scalings, is_scaling
 from penjing.quant.grids import GRIDS, Grid, blocked, counts
 from penjing.quant.insert import insert_grid, tensor
+from penjing.quant.learned import has_grids
 from penjing.quant.observers import OBSERVERS, MinMax
 from penjing.quant.place import Placement, is_grouped_in_3d, is_joined, names_of, origin, place, readers
 from penjing.quant.prepare import prepare
 from penjing.quant.rounding import ROUNDINGS
 from penjing.quant.scheme import Scheme
-from penjing.quant.targets import CLIPS, WEIGHTED, Target, target_named
+from penjing.quant.targets import WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
 
 OPTIONAL = 0.5  # share of a value that may become zero where those who read it can as well stay in float
@@ -92,7 +93,7 @@ class Quantizer:
         if not isinstance(calibration, Iterable) or isinstance(calibration, str | Mapping):
             raise DataError(f"calibration is {type(calibration).__name__}; give a loader or a list of batches of inputs")
         check_weights(model)
-        if isinstance(model, fx.GraphModule) and any("fake_quantize" in str(n.target) for n in model.graph.nodes):
+        if isinstance(model, fx.GraphModule) and has_grids(model):
             raise ModelError("the network is quantized already; give the one in float that it was made from")
         self.reference = capture(model, as_inputs(example)).module
         gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
@@ -147,7 +148,7 @@ class Quantizer:
 
     def _equalize(self) -> None:
         """Even out channels between layers, and move constants out of what ReLUs let through whole."""
-        clips = {n.name for n in self.reference.graph.nodes if n.target in CLIPS}
+        clips = {n.name for n in self.reference.graph.nodes if n.target in BOUNDED}
         seen = calibrate(self.reference, self.batches, clips, MinMax, progress=self.progress)
         equalize(self.reference, seen={name: float(o.limits()[1]) for name, o in seen.values.items()})
         layers = {n.name for n in self.reference.graph.nodes if n.target in WEIGHTED}

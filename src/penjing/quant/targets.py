@@ -113,6 +113,7 @@ class Target:
 
 
 TILE = 64  # 8-bit numbers in a row of an AMX tile
+WITHOUT_VNNI = "-avx2"  # what the names of those profiles end in
 VNNI = "x86 with VNNI (AVX512-VNNI or AVX-VNNI), or ARM with dot products"
 OLDER = "x86 with AVX2 and no VNNI: pairs of 8-bit products overflow 16 bits there, so weights have 7"
 
@@ -141,7 +142,7 @@ OPENVINO = Target(
 TARGETS = {
     t.name: t
     for base in (ONNXRUNTIME, OPENVINO)
-    for t in (base, replace(base, name=f"{base.name}-avx2", weight_bits=7, needs=OLDER))
+    for t in (base, replace(base, name=base.name + WITHOUT_VNNI, weight_bits=7, needs=OLDER))
 }
 
 
@@ -187,4 +188,4 @@ def target_named(name: str) -> Target:
         RecipeError: There is none of that name.
     """
     found = entry(TARGETS, name, "target")
-    return TARGETS.get(f"{name}-avx2", found) if overflows() else found
+    return TARGETS.get(name + WITHOUT_VNNI, found) if overflows() else found

@@ -63,10 +63,11 @@ def measure_baseline(job: Job) -> Baseline:
             _check_drop(job.budget.max_drop, scores[0])
             job.keep("original", held)
             told["gave"] = f"{scores[0]:.4g} on the search split"
-    job.timer.known |= job.kept("original-times") or {}  # limits in shares are to be what they were before a kill
+    kept = f"original-times-{job.clock}"
+    job.timer.known |= job.kept(kept) or {}  # limits in shares are to be what they were before a kill
     full = job.timer.refer(artifact, "f32").value
     times = job.timer({"default": (artifact, None)})
-    job.keep("original-times", job.timer.known)
+    job.keep(kept, job.timer.known)
     graph = capture(job.model, job.example)
     size = float(artifact.path.stat().st_size)
     cost = Cost(full, size, macs(graph), peak_memory(graph, job.settings.batch))

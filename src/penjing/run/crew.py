@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from penjing import ranks
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, RecipeError
 from penjing.run.choices import Choices, choices
 from penjing.run.job import Job
 
@@ -34,7 +34,9 @@ class Crew:
 
     def run(self, lead: Callable[["Crew"], None]) -> None:
         """Lead, or follow until the leader has ended; what the leader refuses, all refuse."""
-        ranks.wait()  # all have looked at the folder before the first writes to it
+        profiles = sorted(set(ranks.gathered(self.job.profile.name)))  # now all have looked at the folder
+        if len(profiles) > 1:
+            raise RecipeError(f"the processes' processors differ, and take targets {', '.join(profiles)}; give {profiles[-1]}")
         if not ranks.is_writer():
             return self._follow()
         threads, local = torch.get_num_threads(), ranks.launched()[0]

@@ -23,6 +23,7 @@ from penjing.graph import capture, check_weights, repeated
 from penjing.measure import cores, machine
 from penjing.progress import Progress
 from penjing.quant import target_named
+from penjing.quant.targets import WITHOUT_VNNI
 from penjing.recipe import Recipe
 from penjing.result import package_version
 from penjing.search import Budget, Ledger, Timer
@@ -154,6 +155,13 @@ class Job:
         if ranks.is_writer():
             write_json(self.stages / f"{name}.json", value)
 
+    @cached_property
+    def clock(self) -> str:
+        """What times are known by: a run may go on where the same file takes another time."""
+        here = machine()
+        told = [here["cpu"], here["features"], here[self.profile.runtime], self.threads]
+        return digest_of({}, json.dumps(told))[:12]
+
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, str]]:
         """A stage of the run: what it cost is noted, and what it gave, if ``gave`` is put into the dictionary."""
@@ -240,11 +248,17 @@ def _differing(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     words = {"model": "another model", "data": "other data"}
     parts = [said for part, said in words.items() if held.get(part, now[part]) != now[part]]
     if held.get("target") != now["target"]:
-        parts.append(f"target {held.get('target')} (now {now['target']})")
+        parts.append(f"target {held.get('target')} (now {now['target']}){_flavor(held.get('target', ''), now['target'])}")
     then, asked = _flat(held.get("settings", {})), _flat(json.loads(json.dumps(now["settings"])))
     changed = [n for n in {**asked, **then} if then.get(n) != asked.get(n)]
     parts += [f"{n} {then.get(n)!r} (now {asked.get(n)!r})" for n in changed]
     return parts or ["another model, or other data"]
+
+
+def _flavor(held: str, now: str) -> str:
+    """Why the same runtime is another target on this machine."""
+    alike = held.removesuffix(WITHOUT_VNNI) == now.removesuffix(WITHOUT_VNNI)
+    return ", for one of the two processors has no VNNI; go on where it was begun" if alike else ""
 
 
 def _flat(settings: Mapping[str, Any], above: str = "settings.") -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _named(crew: Crew, table: str) -> str:
 
 
 def _prices(job: Job) -> Prices:
-    held = job.kept("prices")
+    held = job.kept(name := f"prices-{job.clock}")
     if held is not None:
         return Prices.from_json(held)
     prices = measure_prices(
@@ -67,7 +67,7 @@ def _prices(job: Job) -> Prices:
         fresh=job.settings.fresh,
         progress=job.progress,
     )
-    job.keep("prices", prices.to_json())
+    job.keep(name, prices.to_json())
     return prices
 
 

@@ -21,6 +21,7 @@ _NORMS: dict[Any, tuple[tuple[int, int], int]] = {
     aten.instance_norm.default: ((1, 2), 1),
     aten.group_norm.default: ((2, 3), 1),
     aten.layer_norm.default: ((2, 3), -1),
+    aten.rms_norm.default: ((2, 3), -1),  # the shift's place is the epsilon's: it has none
 }
 
 

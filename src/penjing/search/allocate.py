@@ -120,7 +120,7 @@ def _costs(tables: Tables, layer: Weighted, precision: str, macs: int, *, with_m
     time = tables.prices.coefficients[precision].get(layer.weight, Coefficients())
     costs = {
         "latency": _by_index(time, layer),
-        "bytes": Coefficients(outputs=BESIDE[precision], product=size * taps),
+        "bytes": replace(_by_index(Coefficients(outputs=BESIDE[precision]), layer), product=size * taps),
         "macs": Coefficients(product=macs / math.prod(layer.shape[:2])),
     }
     if with_memory:
@@ -133,8 +133,9 @@ def _by_index(c: Coefficients, layer: Weighted) -> Coefficients:
     """Costs by channel as costs by index of the weight: in a grouped layer one index stands for a channel of every group."""
     if layer.groups == 1:
         return c
-    if layer.shape[layer.reads] == 1:  # depthwise: what it reads is what it writes
-        return Coefficients(c.base, 0.0, c.outputs + c.inputs, 0.0)
+    if layer.groups == layer.widths[0]:  # depthwise: what it reads goes with what it writes, along one dimension
+        each = (c.inputs * layer.widths[0] + c.outputs * layer.widths[1]) / layer.shape[0]
+        return Coefficients(c.base, inputs=each) if layer.reads == 0 else Coefficients(c.base, outputs=each)
     reads, writes = (1, layer.groups) if layer.kind == "transposed conv" else (layer.groups, 1)
     return Coefficients(c.base, c.inputs * reads, c.outputs * writes, c.product * reads * writes)
 

@@ -183,11 +183,13 @@ class _Program:
 
     def least_error(self) -> Allocation | None:
         """None where no choice is within the ceilings."""
-        scale = max((sum(map(abs, row.values())) for row in self.spent.values()), default=1.0) or 1.0
-        cheaper = {c: TIES * v / scale for row in (self.spent[r] for r in self.problem.ceilings) for c, v in row.items()}
         objective = np.array(self.errors)
-        for c, v in cheaper.items():
-            objective[c] += v * max(1e-9, float(np.sum(self.errors)))
+        total = max(1e-9, float(np.sum(self.errors)))
+        for resource in self.problem.ceilings:
+            row = self.spent[resource]
+            whole = sum(map(abs, row.values())) or 1.0  # each resource by its own measure: MACs are millions, ms are not
+            for c, v in row.items():
+                objective[c] += TIES * total * v / whole
         largest = float(np.abs(objective).max(initial=0.0)) or 1.0
         return self._solved(objective * (LARGEST / largest), self.problem.ceilings)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, fx, nn
 
-from penjing.errors import BudgetError
+from penjing.errors import BudgetError, RecipeError
 from penjing.export import Artifact, Kernel, Runner, export
 from penjing.files import PART, check_writable, whole_file
 from penjing.graph import as_inputs, repeated
@@ -79,6 +79,10 @@ class MixSettings:
     batch: int = 1  # the batch size that latency is judged at
     seconds: float = 1.0  # to time each contender
     placements: bool = True  # also try the target's other placements
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or not 0 < self.seconds < math.inf or (self.threads is not None and self.threads < 1):
+            raise RecipeError(f"{self}: give a batch and threads of at least 1, and seconds above 0")
 
 
 def fastest_mix(  # noqa: PLR0913 - the whole of what can be asked for, by name

@@ -86,9 +86,10 @@ def cut_layers(found: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]]) ->
 
 def _cut_layer(layer: Layer, shape: tuple[int, ...]) -> Layer:
     transposed = layer.kind == "transposed conv"
-    depthwise = layer.groups == layer.widths[1 if transposed else 0] > 1
     first, second = shape[:2]
-    groups = first if depthwise else layer.groups
+    groups = layer.groups
+    if groups == layer.widths[0] > 1:  # depthwise: as many groups as inputs
+        groups = first if transposed else first * groups // layer.shape[0]
     widths = (first, second * groups) if transposed else (second * groups, first)
     macs = layer.macs // math.prod(layer.shape) * math.prod(shape)
     return replace(layer, widths=widths, groups=groups, macs=macs, shape=tuple(shape))

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from penjing import ranks
 from penjing.distill import Lesson, as_teacher_loss, imitate
 from penjing.errors import RecipeError, TrainingError
 from penjing.files import alone, digest_of, finite, read_tensors, remove_parts, write_json, write_tensors
 from penjing.progress import Progress, silent
-from penjing.task import Score, Task, as_a_file, as_tuple, check_task, first_batch, try_metric
+from penjing.task import Batches, Score, Task, as_a_file, check_task, first_batch, try_metric
 from penjing.train.fit import Epoch, fit
 from penjing.train.settings import Training
 from penjing.train.tensors import state_of
@@ -205,14 +206,18 @@ class _School:
         return model, [Epoch(**e) for e in about["history"]]
 
 
-def _known(task: Task) -> str:
-    """What a step's data is known by: the first inputs that its networks are compared on; nothing where these change."""
+def _known(task: Task) -> list[str]:
+    """What a step's data is known by: the first batches, inputs and targets; nothing of those that change."""
+    return [_digest(batches, name) for name, batches in (("train", task.train), ("search", task.search))]
+
+
+def _digest(batches: Batches, name: str) -> str:
     found = set()
     for _ in range(2):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            inputs = as_tuple(first_batch(task.search, "search")[0])
-            found.add(digest_of({f"input {i}": x for i, x in enumerate(inputs)}))
+            leaves = tree_leaves(first_batch(batches, name))
+            found.add(digest_of({f"leaf {i}": x for i, x in enumerate(leaves) if isinstance(x, Tensor)}))
     return found.pop() if len(found) == 1 else ""
 
 
