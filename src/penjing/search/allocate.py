@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from penjing.graph import Channels, Graph
 from penjing.graph.layers import Weighted, weighted
