@@ -100,7 +100,7 @@ def structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers by name; what is shared under each of its names."""
+    """A model's parameters and buffers, also those that its state dict leaves out; what is shared, under each of its names."""
     return {name: t for held in (model.named_parameters, model.named_buffers) for name, t in held(remove_duplicate=False)}
 
 
