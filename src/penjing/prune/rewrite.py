@@ -56,6 +56,13 @@ def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return new, places
 
 
+def drop_assertions(graph: fx.Graph) -> None:
+    """Take out what nobody reads, in place: torch asserts the precision and the sizes that the original has now."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
+
+
 def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
     place = MODES.get(node.target) if node.op == "call_function" else None
     if place is None or len(node.args) <= place or node.args[place] is not False:
@@ -69,9 +76,7 @@ def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
 
 def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
     """Make ``graph``, which was made from that of ``module``, the forward of ``small``; the class becomes one of its own."""
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users:
-            graph.erase_node(node)  # an assertion about the precision that the original has now
+    drop_assertions(graph)
     for node in list(graph.nodes):
         _ask_for_the_mode(graph, node)
     for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:
