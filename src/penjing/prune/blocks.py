@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.errors import DataError, NotEquivalent, PlanError, RecipeError
 from penjing.graph import Graph, as_inputs, capture, check_weights
+from penjing.graph.walk import behind
 from penjing.plan import ChannelPlan
 from penjing.prune.rewrite import copied, with_forward
 from penjing.prune.verify import TOLERANCE, compared, doubled
@@ -81,24 +82,14 @@ def named(blocks: Sequence[Block], names: Sequence[str]) -> list[Block]:
 
 def _own_weights(add: fx.Node, shortcut: fx.Node, branch: fx.Node) -> tuple[str, ...]:
     """What only the branch between ``shortcut`` and ``add`` reads; empty when it is no such branch."""
-    before = _ancestors(shortcut)
-    inside = [n for n in _ancestors(branch) if n not in before and n is not shortcut and n.op != "placeholder"]
+    whole = behind(branch)
+    inside = [n for n in whole - behind(shortcut) if n.op != "placeholder"]
     computed = {n for n in inside if n.op != "get_attr"}
-    if shortcut not in _ancestors(branch) or any(u not in computed and u is not add for n in computed for u in n.users):
+    if shortcut not in whole or any(u not in computed and u is not add for n in computed for u in n.users):
         return ()
     order = {n: i for i, n in enumerate(add.graph.nodes)}
     own = [n for n in inside if n.op == "get_attr" and all(u in computed for u in n.users)]
     return tuple(dict.fromkeys(str(n.target) for n in sorted(own, key=lambda n: (min(order[u] for u in n.users), order[n]))))
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    seen, todo = {node}, [node]
-    while todo:
-        for source in todo.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                todo.append(source)
-    return seen
 
 
 def _common(names: Sequence[str]) -> str:

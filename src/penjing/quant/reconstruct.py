@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.errors import DataError
-from penjing.graph.walk import arguments
+from penjing.graph.walk import arguments, behind
 from penjing.quant.codes import Straight
 from penjing.quant.grids import Grid, spread
 from penjing.quant.insert import Layer, value_grid
@@ -201,8 +201,8 @@ class _Trial(fx.Interpreter):
         super().__init__(self.gm)
         self.entry, self.end = entry, end
         self.inputs = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
-        self.nodes = _between(entry, end)
-        inside = set(self.nodes)
+        inside = {n for n in behind(end, until={entry}) if n.op != "placeholder"}
+        self.nodes = [n for n in self.gm.graph.nodes if n in inside]
         self.layers = {
             layer.node.all_input_nodes[1]: layer
             for layer in both.layers
@@ -321,18 +321,6 @@ def _stepped(x: Tensor, grid: Grid, scale: Tensor, stretch: Tensor) -> Tensor:
     step = scale * stretch.exp()
     q = (x / step).clamp(grid.low - grid.zero_point, grid.high - grid.zero_point)
     return (q + (q.round() - q).detach()) * step
-
-
-def _between(entry: fx.Node, end: fx.Node) -> list[fx.Node]:
-    """What ``end`` is computed from, up to ``entry``, in the order of the graph."""
-    needed: set[fx.Node] = set()
-    waiting = [end]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed and node is not entry:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    return [n for n in entry.graph.nodes if n in needed and n.op != "placeholder"]
 
 
 def _mixed(one: Tensor, other: Tensor, share: float, generator: torch.Generator) -> Tensor:
