@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.errors import DataError, NotEquivalent, PlanError, RecipeError
 from penjing.graph import Graph, as_inputs, capture, check_weights
+from penjing.graph.kept import copied
 from penjing.graph.walk import behind
 from penjing.plan import ChannelPlan
-from penjing.prune.rewrite import copied, with_forward
+from penjing.prune.rewrite import with_forward
 from penjing.prune.verify import TOLERANCE, compared, doubled
 from penjing.task import inputs_and_target
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import NotEquivalent
 from penjing.graph import Channels, Graph
+from penjing.graph.kept import copied
 from penjing.graph.labels import Labels, Sheets, Weight, narrow, sheets_of, varies
 from penjing.plan import ChannelPlan
 
@@ -46,14 +47,6 @@ def with_rewritten_forward(small: nn.Module, graph: Graph, channels: Channels, p
         if node.op == "call_function":
             sizes.rewrite(node, places[node])
     return with_forward(small, module, rewritten)
-
-
-def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """A copy of a graph, and which of its nodes is whose copy."""
-    new, places = fx.Graph(), dict[fx.Node, fx.Node]()
-    new.output(new.graph_copy(graph, places))
-    new.set_codegen(graph._codegen)
-    return new, places
 
 
 def drop_assertions(graph: fx.Graph) -> None:
