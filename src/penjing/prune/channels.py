@@ -16,6 +16,7 @@ from penjing.plan import ChannelPlan
 from penjing.prune.blocks import drop_blocks
 from penjing.prune.rewrite import with_rewritten_forward
 from penjing.prune.verify import verify_against
+from penjing.task import in_eval
 
 
 class RewrittenWarning(UserWarning):
@@ -123,12 +124,9 @@ def _touched(model: nn.Module, plan: ChannelPlan) -> nn.Module:
     for module in small.modules():  # by identity, so that shared parameters are cut once and stay shared
         for held in (module._parameters, module._buffers):
             held.update({leaf: cut[id(old)] for leaf, old in held.items() if id(old) in cut})
-    modes = [(module, module.training) for module in small.modules()]
-    small.eval()  # in which a spectral norm gives its weight without a step of its iteration
-    for module, _ in modes:
-        _match_attributes(module)
-    for module, training in modes:
-        module.training = training
+    with in_eval(small):  # in which a spectral norm gives its weight without a step of its iteration
+        for module in small.modules():
+            _match_attributes(module)
     return small
 
 
