@@ -9,7 +9,7 @@ from penjing.graph import capture
 from penjing.measure import layers, macs
 from penjing.prune import allowed_widths, drop_blocks, plan_widths, prune_channels
 from penjing.score import Evidence
-from penjing.search import Damage, Prices, Tables, allocate, extremes, scaled, uniform
+from penjing.search import Damage, Prices, Tables, allocate, extremes, scaled
 from penjing.search.allocate import BESIDE, problem
 from penjing.search.knapsack import priced
 from penjing.search.price_fit import Coefficients
@@ -74,6 +74,11 @@ def test_costs_are_those_of_the_network_cut_for_real() -> None:
             p.numel() for p in small.parameters() if p.ndim > 1
         )
         assert chosen.costs["bytes"] == 1000 + kept
+
+
+def uniform(tables: Tables, share: float) -> dict[str, int]:
+    """The widths nearest to the same share of every group: what an allocation is compared with."""
+    return {name: min(row.errors, key=lambda w: abs(w - share * max(row.errors))) for name, row in tables.damage.items()}
 
 
 def test_no_uniform_width_within_the_limit_loses_less() -> None:

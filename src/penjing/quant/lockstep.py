@@ -170,9 +170,3 @@ def own(module: fx.GraphModule, name: str) -> bool:
     value = parameter(module, name)
     reads = [n for n in module.graph.nodes if n.op == "get_attr" and tensor(module, n) is value]
     return sum(len(n.users) for n in reads) == 1
-
-
-def channel_dim(node: fx.Node, weight: Tensor) -> int:
-    """Which dim of a layer's output holds its channels."""
-    rank: int = node.meta["val"].ndim
-    return rank - 1 if node.target is aten.linear.default else rank - weight.ndim + 1

@@ -33,10 +33,10 @@ class Block:
     exit: fx.Node
 
 
-def find_blocks(reference: fx.GraphModule, quantized: set[str], *, largest: int = LARGEST) -> list[Block]:
+def find_blocks(reference: fx.GraphModule, quantized: set[str]) -> list[Block]:
     """Parts between the values that alone carry all that is computed later; each holds at least one layer.
 
-    A part that has more layers than ``largest``, several inputs or several outputs becomes one block for each layer.
+    A part that has more layers than ``LARGEST``, several inputs or several outputs becomes one block for each layer.
 
     Args:
         quantized: Names of the layers' nodes that count.
@@ -47,18 +47,18 @@ def find_blocks(reference: fx.GraphModule, quantized: set[str], *, largest: int 
     for node, carrier in _carriers(reference):
         if node.name in quantized:
             if last is not None:
-                found += _parts(entry, last, inside, largest)
+                found += _parts(entry, last, inside)
                 entry, inside = last, []
             inside.append(node)
             last = None
         last = carrier if carrier is not None else last
-    return [*found, *_parts(entry, last, inside, largest)]
+    return [*found, *_parts(entry, last, inside)]
 
 
-def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node], largest: int) -> list[Block]:
+def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node]) -> list[Block]:
     if not inside:
         return []
-    if entry is not None and end is not None and len(inside) <= largest:
+    if entry is not None and end is not None and len(inside) <= LARGEST:
         return [Block(entry, end)]
     return [Block(n.all_input_nodes[0], n) for n in inside]
 
