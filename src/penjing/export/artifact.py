@@ -113,7 +113,7 @@ class Artifact:
         Raises:
             RecipeError: There is none of that name.
         """
-        return Artifact(self.path, target_named(runtime).runtime, self.inputs, self.dynamic, self.digest, self.reasons)
+        return replace(self, runtime=target_named(runtime).runtime)
 
     def load(self, threads: int | None = None, precision: str | None = None) -> Runner:
         """Load the file into its runtime.
