@@ -35,7 +35,7 @@ from penjing.run.contest import contest
 from penjing.run.crew import Crew
 from penjing.run.job import Job
 from penjing.run.tables import look
-from penjing.search import Allocation, Budget, Tables, allocate, nearest, rivals, uniform
+from penjing.search import Allocation, Budget, Tables, allocate, nearest, rivals
 from penjing.search.allocate import problem
 from penjing.search.knapsack import priced
 from penjing.task import Task
@@ -95,6 +95,11 @@ class Bench:
         """The test images, and what the original says of them."""
         with torch.no_grad():
             return [(x, self.job.model(x).argmax(1)) for x, _ in self.test]
+
+
+def uniform(tables: Tables, share: float) -> dict[str, int]:
+    """The widths nearest to the same share of every group: what an allocation is compared with."""
+    return {name: min(row.errors, key=lambda w: abs(w - share * max(row.errors))) for name, row in tables.damage.items()}
 
 
 def pair(bench: Bench, share: float) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from penjing.graph import Channels, Graph, capture, find_channels
+from penjing.graph import Channels, Graph, Group, capture, find_channels
 from penjing.plan import ChannelPlan
-from penjing.prune.decide import kept_count
+from penjing.prune.decide import allowed_widths
 from tests.nets import AWKWARD, CUTTABLE, IMAGE, MIXING, REWRITTEN, SHAPES, UNWILLING, Make, Shapes
 
 
@@ -42,6 +42,22 @@ def inputs(shapes: Shapes, batch: int = 2, dtype: torch.dtype = torch.float32) -
     """Random inputs, the same at every call."""
     generator = torch.Generator().manual_seed(batch)
     return tuple(torch.randn(batch, *s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
+
+
+def kept_count(channels: int, ratio: float, round_to: int, *, blocks: int = 1, floor: float = 0.0) -> int:
+    """How many of ``channels`` stay: of the widths allowed the nearest to ``channels * (1 - ratio)``, or the wider of two."""
+    widths = allowed_widths(channels, round_to, blocks=blocks, floor=floor)
+    return min(widths, key=lambda width: abs(channels - width - ratio * channels))
+
+
+def choose_widths(channels: Channels, ratio: float, *, round_to: int = 1, floor: float = 0.1) -> dict[str, int]:
+    """How many channels of each group stay when every group loses the same share."""
+
+    def kept(group: Group) -> int:
+        blocks = 1 if group.blocks is None else len(group.blocks)
+        return kept_count(group.channels, ratio, round_to, blocks=blocks, floor=floor)
+
+    return {g.name: kept(g) for g in channels.groups}
 
 
 def chosen(channels: Channels, ratio: float | None = 0.5, round_to: int = 1, seed: int = 0) -> ChannelPlan:

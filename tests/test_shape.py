@@ -12,7 +12,7 @@ import penjing
 SRC = Path(penjing.__file__).parent
 ORDER = (
     "errors", "processor", "ranks", "files", "progress", "plan", "task", "zoo", "data", "graph", "score", "prune", "quant",
-    "distill", "train", "measure", "export", "search", "pack", "report", "result", "settings", "recipe", "run", "cli",
+    "distill", "train", "measure", "export", "search", "report", "result", "settings", "recipe", "run", "cli",
 )  # fmt: skip
 FILES = sorted(SRC.rglob("*.py"))
 HEAVY = ("onnx", "onnxruntime", "onnxscript", "openvino", "lightning_fabric", "plotly", "pydantic", "rich", "typer", "scipy")

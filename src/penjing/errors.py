@@ -72,8 +72,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     """What a table holds under a name that the user gave.
 
+    Args:
+        what: What names of this table stand for, as the error says it: ``"grid"``.
+
     Raises:
-        RecipeError: Nothing; says what there is, and what comes nearest.
+        RecipeError: The table holds no such name, or ``name`` is not one; says which there are, and which comes nearest.
     """
     if not isinstance(name, str):
         raise RecipeError(f"{what} is {name!r}; choose one of {sorted(table)}")

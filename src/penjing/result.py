@@ -17,7 +17,7 @@ from penjing.export import Artifact, Kernel
 from penjing.files import digest, finite
 from penjing.measure import Judgement, Layer, Measurement, Paired
 from penjing.plan import ChannelPlan
-from penjing.search import Candidate
+from penjing.search import Budget, Candidate
 from penjing.task import Metric, Score
 
 RESULT, REPORT, ARTIFACT, PLAN, WEIGHTS = "result.json", "report.html", "net.onnx", "plan.json", "weights.safetensors"
@@ -343,6 +343,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def budget_entry(budget: Any) -> dict[str, Any]:
+def budget_entry(budget: Budget) -> dict[str, Any]:
     """The budget as it was asked for; shares of the original's as such."""
     return asdict(budget) | {name: f"{limit.value!r}x" for name, limit in budget.limits().items() if limit.share}

@@ -180,7 +180,7 @@ def _check_split(task: Task, name: str, model: nn.Module, *, labels: bool) -> No
         DataError: It is empty, or the network or the loss does not take what it yields.
     """
     inputs, target = first_batch(getattr(task, name), name)
-    with _in_eval(model), torch.random.fork_rng():
+    with in_eval(model), torch.random.fork_rng():
         try:
             with torch.no_grad():
                 output = model(*as_tuple(inputs))
@@ -229,7 +229,7 @@ def check_metric(task: Task, run: Run) -> Score:
         DataError: It fails, or gives something else than a finite ``Score`` with one number a sample.
     """
     if isinstance(run, nn.Module):
-        with _in_eval(run):
+        with in_eval(run):
             return check_metric(task, as_a_file(run))
     try:
         return scored(task.metric, run, [first_batch(task.search, "search")])
@@ -297,7 +297,7 @@ def as_a_file(model: nn.Module) -> Run:
 
 
 @contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
+def in_eval(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, and afterwards every part of it in the mode it was in."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()

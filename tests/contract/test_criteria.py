@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from penjing.errors import RecipeError
 from penjing.graph import capture, find_channels
-from penjing.prune import choose_widths, plan_channels, plan_widths, prune_channels
+from penjing.prune import plan_channels, plan_widths, prune_channels
 from penjing.score import CRITERIA, Criterion, Evidence
 from penjing.zoo import DenseNet, MobileNet, ResNet, two_convolutions
-from tests.oracle import difference, inputs, randomized, zeroed
+from tests.oracle import choose_widths, difference, inputs, randomized, zeroed
 
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {  # of the zoo, narrow
     "resnet": (lambda: ResNet(blocks=1, width=8), (1, 12, 12)),
@@ -113,7 +113,7 @@ def drawn(request: pytest.FixtureRequest) -> Judged:
 
 def test_what_it_chooses_is_cut_rightly(drawn: Judged, criterion: Criterion) -> None:
     scores = criterion(drawn.evidence(3, 4))
-    plan = plan_widths(drawn.read.channels, scores, choose_widths(drawn.read.channels, 0.5, round_to=1))
+    plan = plan_widths(drawn.read.channels, scores, choose_widths(drawn.read.channels, 0.5))
     assert plan.keep
     small = prune_channels(drawn.model, plan, drawn.x[:1], verify=False)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import penjing as pj
 from penjing.errors import ModelError
 from penjing.graph import capture
-from penjing.graph.onnx import load_onnx, onnx_example, onnx_inputs
+from penjing.graph.onnx import load_onnx
 from penjing.graph.onnx.layers import LAYERS
 from penjing.graph.onnx.network import OnnxNetwork
 from penjing.graph.onnx.ops import OPERATIONS
@@ -431,21 +431,8 @@ def test_several_inputs_and_outputs_in_the_order_of_the_file(tmp_path: Path) -> 
     net, p, q = load_onnx(path), image(), image().flip(0)
     y, z = net(p, q)
     assert torch.equal(y, q - p) and torch.equal(z, y * torch.from_numpy(drawn(3, 8, 8)))
-    assert list(onnx_inputs(path)) == ["p", "q"]
     with pytest.raises(ModelError, match=r"takes 2 inputs \(p, q\), and was given 1"):
         net(p)
-
-
-def test_inputs_and_examples(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    onnx.save(network([node("Relu", ["x"], ["y"])], shape=("N", 3, "H", "W")), path)
-    assert onnx_inputs(path) == {"x": (None, 3, None, None)}
-    assert onnx_example(path, 16)[0].shape == (1, 3, 16, 16)
-    assert onnx_example(path, (48, 192))[0].shape == (1, 3, 48, 192)
-    assert torch.equal(onnx_example(path, 16)[0], onnx_example(path, 16)[0])
-    for size in (None, (1, 2, 3)):
-        with pytest.raises(ModelError, match=r"free, .*: 2 beside the batch, and . are given"):
-            onnx_example(path, size)
 
 
 def saved(model: onnx.ModelProto) -> Callable[[Path], None]:

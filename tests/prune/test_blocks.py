@@ -209,6 +209,19 @@ def test_a_network_of_one_batch_without_a_block_is_read_back(tmp_path: Path) -> 
     torch.testing.assert_close(load(tmp_path / "s.safetensors", make)(X), small(X))
 
 
+def test_an_assertion_about_the_precision_of_the_original_is_no_obstacle() -> None:
+    """torch writes one beside every ``to``, and the proof is in float64."""
+    make = net(
+        lambda m, x: m.head(m.two(m.stem(x) * m.s.to(x.dtype))),
+        stem=conv(1, 4),
+        s=nn.Parameter(torch.ones(1)),
+        two=Two(),
+        head=conv(4, 2),
+    )
+    model = randomized(make()).eval()
+    assert len(prune_channels(model, plan_blocks(model, X, 1, [X]), X)(X)) == 2
+
+
 def test_a_network_that_takes_logarithms_is_proved_on_its_example() -> None:
     make = net(lambda m, x: m.head(m.two(m.stem(x.log()))), stem=conv(1, 4), two=Two(), head=conv(4, 2))
     model = randomized(make()).eval()

@@ -13,12 +13,12 @@ from penjing.errors import BudgetError, ModelError, PlanError, RecipeError
 from penjing.graph import Axis, Channels, Group, capture, find_channels
 from penjing.graph.layers import macs
 from penjing.plan import ChannelPlan
-from penjing.prune import choose_widths, plan_channels, plan_widths, prune_channels
-from penjing.prune.decide import Selection, Start, allowed_widths, kept_count, plan_selection
+from penjing.prune import plan_channels, plan_widths, prune_channels
+from penjing.prune.decide import Selection, Start, allowed_widths, plan_selection
 from penjing.score import Evidence, Scores, l2_norm
 from penjing.zoo import DenseNet, MobileNet, ResNet
 from tests.nets import CUTTABLE, IMAGE, SHAPES
-from tests.oracle import channels_of, inputs
+from tests.oracle import channels_of, choose_widths, inputs, kept_count
 
 X = torch.zeros(2, 3, 6, 6)
 
@@ -319,15 +319,15 @@ def channels() -> Channels:
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, math.nan, math.inf])
-def test_a_ratio_out_of_range_is_refused(channels: Channels, ratio: float) -> None:
+def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
     with pytest.raises(RecipeError, match="ratio is"):
-        choose_widths(channels, ratio)
+        Selection(ratio=ratio)
 
 
 @pytest.mark.parametrize("round_to", [0, -8])
-def test_a_step_out_of_range_is_refused(channels: Channels, round_to: int) -> None:
+def test_a_step_out_of_range_is_refused(round_to: int) -> None:
     with pytest.raises(RecipeError, match="round_to is"):
-        choose_widths(channels, 0.5, round_to=round_to)
+        Selection(ratio=0.5, round_to=round_to)
 
 
 @pytest.mark.parametrize(
@@ -350,9 +350,9 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float], named: st
 
 
 @pytest.mark.parametrize("exclude", [["head.*"], "0.*", ["0.weight", "5.*"]])
-def test_a_pattern_that_fits_nothing_is_refused(channels: Channels, exclude: list[str]) -> None:
+def test_a_pattern_that_fits_nothing_is_refused(exclude: list[str]) -> None:
     with pytest.raises(RecipeError, match="fits no parameter"):
-        choose_widths(channels, 0.5, exclude=exclude)
+        plan_channels(model(), X, 0.5, exclude=exclude)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -381,7 +381,7 @@ def test_every_group_loses_its_share() -> None:
     """Here the channels of one layer fall into two groups, of four and of two channels."""
     channels = channels_of("concatenated_then_grouped")
     scores = {g.name: torch.rand(g.channels) for g in channels.groups}
-    plan = plan_widths(channels, scores, choose_widths(channels, 0.25, round_to=1))
+    plan = plan_widths(channels, scores, choose_widths(channels, 0.25))
     first = [a.index for g in channels.groups for a in g.axes if (a.name, a.dim) == ("a.weight", 0)]
     assert sorted(len(index) for index in first) == [2, 4]
     kept = set(plan.keep["a.weight"][0])

@@ -110,7 +110,7 @@ def test_weights_in_half_precision_are_compared_in_double() -> None:
 
 def test_a_precision_written_into_the_model_is_met() -> None:
     model = randomized(net(lambda m, x: m.b(m.a(x).float()), a=conv(3, 16), b=conv(16, 4))())
-    assert verify_pruned(model, prune_channels(model, RIGHT, X, verify=False), RIGHT, X) < 1e-4
+    assert verify_pruned(model, prune_channels(model, RIGHT, X, verify=False), RIGHT, X) < 1e-9
     with pytest.raises(NotEquivalent):
         verify_pruned(model, prune_channels(model, WRONG, X, verify=False), WRONG, X)
 
@@ -123,7 +123,7 @@ def test_an_assertion_about_the_precision_of_the_original_is_no_obstacle() -> No
         ),
         X,
     )
-    assert verify_pruned(model, prune_channels(model, RIGHT, x, verify=False), RIGHT, x) < 1e-4
+    assert verify_pruned(model, prune_channels(model, RIGHT, x, verify=False), RIGHT, x) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "group_norm", "softmax_over_channels", "many_headed", "standardized_weights"])

@@ -26,7 +26,7 @@ QUICK = replace(blocks, steps=60, batch=16)
 NEAREST = LayerByLayer(quantizer=lambda p: p.encode(p.target))
 
 
-def found(model: nn.Module, *shape: int, largest: int = 8) -> list[tuple[str, str, int]]:
+def found(model: nn.Module, *shape: int) -> list[tuple[str, str, int]]:
     """Each block's entry and exit, by what gives them, and how many layers are between."""
     module = capture(model.eval(), torch.randn(2, *shape)).module
     weighted = [n.name for n in module.graph.nodes if n.target in WEIGHTED]
@@ -35,7 +35,7 @@ def found(model: nn.Module, *shape: int, largest: int = 8) -> list[tuple[str, st
     def inside(block: Block) -> int:
         return sum(order.index(block.entry.name) < order.index(n) <= order.index(block.exit.name) for n in weighted)
 
-    return [(b.entry.name, b.exit.name, inside(b)) for b in find_blocks(module, set(weighted), largest=largest)]
+    return [(b.entry.name, b.exit.name, inside(b)) for b in find_blocks(module, set(weighted))]
 
 
 def test_a_residual_block_is_one_and_what_is_alone_is_by_itself() -> None:
@@ -47,9 +47,10 @@ def test_a_residual_block_is_one_and_what_is_alone_is_by_itself() -> None:
     assert all(name.startswith("relu") for _, name, _ in parts[:-2])
 
 
-def test_what_is_too_large_or_has_no_single_way_through_is_taken_layer_by_layer() -> None:
+def test_what_is_too_large_or_has_no_single_way_through_is_taken_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penjing.quant.reconstruct.LARGEST", 2)
     make, shape = ZOO["resnet20"]
-    parts = found(make(), *shape, largest=2)
+    parts = found(make(), *shape)
     assert len(parts) == 15  # two blocks have a third layer on their shortcut
     assert sum(name.startswith("conv2d") for _, name, _ in parts) == 6
 

@@ -196,3 +196,5 @@ def test_values_that_are_not_finite_are_refused() -> None:
     both = pair(nn.Linear(6, 2), x, weight_bits=4, value_bits=None)
     with pytest.raises(DataError, match="NaN"):
         adaround(both.reference, both.module, [(x * float("inf"),)], silent)
+    with pytest.raises(DataError, match="empty"):
+        adaround(both.reference, both.module, [], silent)

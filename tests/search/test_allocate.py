@@ -9,7 +9,7 @@ from penjing.graph import capture
 from penjing.measure import layers, macs
 from penjing.prune import allowed_widths, drop_blocks, plan_widths, prune_channels
 from penjing.score import Evidence
-from penjing.search import Damage, Prices, Tables, allocate, extremes, scaled, uniform
+from penjing.search import Damage, Prices, Tables, allocate, extremes, scaled
 from penjing.search.allocate import BESIDE, problem
 from penjing.search.knapsack import priced
 from penjing.search.price_fit import Coefficients
@@ -88,6 +88,11 @@ def test_a_depthwise_layer_gets_cheaper_whether_it_is_transposed_or_not() -> Non
     plain, transposed = (extremes(tables(net=net)) for net in (Net, Transposed))
     for one, other in zip(plain, transposed, strict=True):
         assert one.costs == pytest.approx(other.costs)
+
+
+def uniform(tables: Tables, share: float) -> dict[str, int]:
+    """The widths nearest to the same share of every group: what an allocation is compared with."""
+    return {name: min(row.errors, key=lambda w: abs(w - share * max(row.errors))) for name, row in tables.damage.items()}
 
 
 def test_no_uniform_width_within_the_limit_loses_less() -> None:

@@ -18,6 +18,7 @@ from penjing.files import digest
 from penjing.graph import as_inputs
 from penjing.measure import latency
 from penjing.quant import target_named
+from penjing.task import in_eval
 
 Arrays = list[np.ndarray]
 SAFE = 64  # 2 * 255 * 64 is below 2**15
@@ -113,7 +114,7 @@ class Artifact:
         Raises:
             RecipeError: There is none of that name.
         """
-        return Artifact(self.path, target_named(runtime).runtime, self.inputs, self.dynamic, self.digest, self.reasons)
+        return replace(self, runtime=target_named(runtime).runtime)
 
     def load(self, threads: int | None = None, precision: str | None = None) -> Runner:
         """Load the file into its runtime.
@@ -227,18 +228,13 @@ def agreements(runs: Mapping[str, Runner], module: nn.Module, batches: Iterable[
     """
     sums = {name: _Sums() for name in runs}
     fixed = next(iter(runs.values())).fixed
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
+    with in_eval(module):
         for inputs in batches:
             for few in _in_parts(inputs, fixed):
                 with torch.no_grad():
                     expected = [y for y in tree_leaves(module(*few)) if isinstance(y, Tensor)]
                 for name, run in runs.items():
                     sums[name].add(tree_leaves(run(*few)), expected, len(few[0]))
-    finally:
-        for part, training in modes.items():
-            part.training = training
     return {name: s.agreement() for name, s in sums.items()}
 
 

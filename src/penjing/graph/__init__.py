@@ -12,7 +12,6 @@ from penjing.graph.channels import Axis as Axis
 from penjing.graph.channels import Channels as Channels
 from penjing.graph.channels import Group as Group
 from penjing.graph.channels import find_channels as find_channels
+from penjing.graph.kept import own_tensors as own_tensors
 from penjing.graph.kept import reading_once as reading_once
 from penjing.graph.onnx import load_onnx as load_onnx
-from penjing.graph.onnx import onnx_example as onnx_example
-from penjing.graph.onnx import onnx_inputs as onnx_inputs

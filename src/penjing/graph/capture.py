@@ -98,11 +98,8 @@ def _finite(value: Tensor) -> bool:
     return not value.numel() or all(bool(end.isfinite()) for end in value.aminmax())
 
 
-def capture(model: nn.Module, example: Tensor | Sequence[Tensor], *, sharing: bool = False) -> Graph:
+def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     """Read ``model`` in eval mode, with any batch size if it can be.
-
-    Args:
-        sharing: Whether the graph's weights are the model's own and no copies, for memory; they must not be written into.
 
     Raises:
         ModelError: ``torch.export`` cannot read it.
@@ -111,8 +108,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor], *, sharing: bo
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is scripted or traced, and cannot be read; give the torch.nn.Module that it was made from")
     try:
-        kept = {id(t): t for t in (*model.parameters(), *model.buffers())} if sharing else {}
-        still = _not_in_place(copy.deepcopy(model, kept).eval())
+        still = _not_in_place(copy.deepcopy(model).eval())
     except Exception as e:  # deepcopy raises whatever the parts of the model raise
         raise ModelError(f"{type(model).__name__} cannot be copied: {first_line(e)}") from e
     try:

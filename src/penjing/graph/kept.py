@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import operator
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -43,7 +44,7 @@ class _Kept:
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph with a model's parameters and buffers."""
         tensors = {n: t.clone() for n, t in self.constants.items()} | own_tensors(model)
-        return fx.GraphModule(tensors, _copied(self.graph)).eval()
+        return fx.GraphModule(tensors, copied(self.graph)[0]).eval()
 
 
 _kept: ContextVar["OrderedDict[Hashable, _Kept] | None"] = ContextVar("kept", default=None)
@@ -70,11 +71,11 @@ def once(model: nn.Module, inputs: tuple[Tensor, ...], read: Callable[[], fx.Gra
         kept.move_to_end(key)
         return kept[key].module(model)
     module = read()
-    found = {str(n.target): _attribute(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
+    found = {str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"}
     if all(isinstance(value, Tensor) for value in found.values()):  # else it has graphs within
         own = own_tensors(model)
         constants = {n: t.clone() for n, t in found.items() if n not in own}
-        kept[key] = _Kept(_copied(module.graph), constants, _sizes(module.graph))
+        kept[key] = _Kept(copied(module.graph)[0], constants, _sizes(module.graph))
         while len(kept) > MOST:
             kept.popitem(last=False)
     return module
@@ -100,8 +101,15 @@ def structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers by name; what is shared under each of its names."""
+    """A model's parameters and buffers, also those that its state dict leaves out; what is shared, under each of its names."""
     return {name: t for held in (model.named_parameters, model.named_buffers) for name, t in held(remove_duplicate=False)}
+
+
+def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, and which of its nodes is whose copy."""
+    with without_torchs_own_noise():
+        new = copy.deepcopy(graph)
+    return new, dict(zip(graph.nodes, new.nodes, strict=True))
 
 
 class _CannotBeTold(Exception):
@@ -128,14 +136,5 @@ def _value(value: Any) -> Hashable:
     raise _CannotBeTold
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
-    with without_torchs_own_noise():
-        return copy.deepcopy(graph)
-
-
 def _sizes(graph: fx.Graph) -> tuple[str, ...]:
     return tuple(str(list(n.meta["val"].shape)) for n in graph.nodes if n.op == "placeholder" and "val" in n.meta)
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), module)

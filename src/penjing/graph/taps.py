@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from penjing.errors import ModelError
 from penjing.graph.capture import as_inputs
+from penjing.graph.kept import copied
 
 Keep = Callable[[str, Any], None]  # what is called with the path of a module and its output
 
@@ -121,17 +122,17 @@ class _Nodes:
 
     def __init__(self, module: fx.GraphModule, nodes: Mapping[str, fx.Node], keep: Keep) -> None:
         self.module, self.whole = module, module.graph
-        tapped, places = _copied(module.graph)
+        tapped, places = copied(module.graph)
         for path, node in nodes.items():
             with tapped.inserting_after(places[node]):  # before those inserted so far: a module after those inside
-                tapped.call_function(_Kept(path, keep), (places[node],))
+                tapped.call_function(_Shown(path, keep), (places[node],))
         module.graph = tapped
 
     def remove(self) -> None:
         self.module.graph = self.whole
 
 
-class _Kept:
+class _Shown:
     """A function for the graph: hands the value to ``keep`` under its path."""
 
     def __init__(self, path: str, keep: Keep) -> None:
@@ -141,15 +142,6 @@ class _Kept:
 
     def __call__(self, value: Any) -> None:
         self.keep(self.path, value)
-
-
-def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    places: dict[fx.Node, fx.Node] = {}
-    new = fx.Graph()
-    output = new.graph_copy(graph, places)
-    new.output(output)
-    new._codegen = graph._codegen
-    return new, places
 
 
 def _no_module(path: str, there: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ die together. Numbers below zero mark elements that belong to no channel. What m
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -85,6 +85,17 @@ def out_shape(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's (first) output."""
     value = node.meta["val"]
     return shape_of(value[0] if isinstance(value, tuple | list) else value)
+
+
+def behind(*ends: fx.Node, until: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """These nodes and all that they are computed from, up to those of ``until``, which are left out."""
+    found, waiting = set[fx.Node](), list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in until:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from penjing.prune.channels import prune_channels as prune_channels
 from penjing.prune.channels import prune_to_look as prune_to_look
 from penjing.prune.decide import Selection as Selection
 from penjing.prune.decide import allowed_widths as allowed_widths
-from penjing.prune.decide import choose_widths as choose_widths
 from penjing.prune.decide import plan_channels as plan_channels
 from penjing.prune.decide import plan_widths as plan_widths
 from penjing.prune.iterate import gentler as gentler

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from penjing.errors import NotEquivalent, PlanError
-from penjing.graph import Channels, Graph, as_inputs, capture, find_channels
+from penjing.graph import Channels, Graph, as_inputs, capture, find_channels, own_tensors
 from penjing.plan import ChannelPlan
 from penjing.prune.blocks import drop_blocks
 from penjing.prune.rewrite import with_rewritten_forward
 from penjing.prune.verify import verify_against
+from penjing.task import in_eval
 
 
 class RewrittenWarning(UserWarning):
@@ -48,9 +49,9 @@ def prune_channels(
         raise PlanError(f"plan is {type(plan).__name__}; give a ChannelPlan, as plan_channels makes or ChannelPlan.load reads")
     inputs = as_inputs(example)
     if plan.blocks:
-        whole = _tensors(model).keys()
+        whole = own_tensors(model).keys()
         model = drop_blocks(model, plan.blocks, inputs)
-        gone = whole - _tensors(model).keys()  # which may have been cut before
+        gone = whole - own_tensors(model).keys()  # which may have been cut before
         plan = replace(plan, keep={name: dims for name, dims in plan.keep.items() if name not in gone})
     small = _touched(model, plan)
     if not verify and not rewrite:
@@ -117,23 +118,16 @@ def _proven(
 def _touched(model: nn.Module, plan: ChannelPlan) -> nn.Module:
     """A copy of the model with the plan's indices of its parameters and buffers, and layers that know their sizes."""
     small = copy.deepcopy(model)
-    tensors = _tensors(small)
+    tensors = own_tensors(small)
     _check_fit(tensors, plan)
     cut: dict[int, Any] = {id(tensors[name]): _selected(tensors[name], dims) for name, dims in plan.keep.items()}
     for module in small.modules():  # by identity, so that shared parameters are cut once and stay shared
         for held in (module._parameters, module._buffers):
             held.update({leaf: cut[id(old)] for leaf, old in held.items() if id(old) in cut})
-    modes = [(module, module.training) for module in small.modules()]
-    small.eval()  # in which a spectral norm gives its weight without a step of its iteration
-    for module, _ in modes:
-        _match_attributes(module)
-    for module, training in modes:
-        module.training = training
+    with in_eval(small):  # in which a spectral norm gives its weight without a step of its iteration
+        for module in small.modules():
+            _match_attributes(module)
     return small
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _check_fit(tensors: Mapping[str, Tensor], plan: ChannelPlan) -> None:

@@ -140,22 +140,6 @@ def plan_selection(evidence: Evidence, criterion: Criterion | str, selection: Se
     return plan_widths(evidence.channels, scores, widths)
 
 
-def choose_widths(
-    channels: Channels,
-    ratio: float,
-    *,
-    exclude: Sequence[str] = (),
-    round_to: int = 8,
-    floor: float = 0.1,
-    cut_sums: bool = True,
-) -> dict[str, int]:
-    """How many channels of each group stay when every group loses the same share; see ``plan_channels``."""
-    selection = Selection(ratio=ratio, exclude=exclude, round_to=round_to, floor=floor, cut_sums=cut_sums)
-    return {
-        g.name: kept_count(g.channels, ratio, round_to, blocks=_blocks(g), floor=floor) for g in _cuttable(channels, selection)
-    }
-
-
 def plan_widths(channels: Channels, scores: Scores, widths: Widths) -> ChannelPlan:
     """Decide which channels stay, given how many of each group; groups that ``widths`` does not name are left whole.
 
@@ -181,12 +165,6 @@ def plan_widths(channels: Channels, scores: Scores, widths: Widths) -> ChannelPl
     for (name, dim), lost in sorted(dropped.items()):
         keep.setdefault(name, {})[dim] = tuple(i for i in range(channels.shapes[name][dim]) if i not in lost)
     return ChannelPlan(keep)
-
-
-def kept_count(channels: int, ratio: float, round_to: int, *, blocks: int = 1, floor: float = 0.0) -> int:
-    """How many of ``channels`` stay: of the widths allowed the nearest to ``channels * (1 - ratio)``, or the wider of two."""
-    widths = allowed_widths(channels, round_to, blocks=blocks, floor=floor)
-    return min(widths, key=lambda width: abs(channels - width - ratio * channels))
 
 
 def allowed_widths(channels: int, round_to: int, *, blocks: int = 1, floor: float = 0.0) -> list[int]:

@@ -26,8 +26,6 @@ class Masked(fx.Interpreter):
         self.device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op == "call_function" and not n.users:
-            return None  # an assertion, which may be about the precision of the original
         told = [self.mask(labels) for _, labels in self.mixes.get(n.name, ())]
         masks = [mask for mask in told if not bool(mask.all())]
         if not masks:

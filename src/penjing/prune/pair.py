@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.errors import PlanError
-from penjing.graph import Graph, capture
+from penjing.graph import Graph, capture, own_tensors
 from penjing.plan import ChannelPlan, Keep
 from penjing.prune.blocks import Block, find_blocks, named
 from penjing.score.products import Product, products
@@ -118,7 +118,7 @@ def _needed(graph: Graph, gone: Mapping[fx.Node, Block]) -> list[fx.Node]:
 
 def _by_every_name(model: nn.Module, plan: ChannelPlan) -> Keep:
     """The plan with an entry for all names of a tensor that has several."""
-    own = tensors_of(model)
+    own = own_tensors(model)
     keep = {id(own[name]): dims for name, dims in plan.keep.items() if name in own}
     return {name: keep[id(value)] for name, value in own.items() if id(value) in keep}
 
@@ -136,14 +136,9 @@ def part_of(graph: Graph, name: str) -> Any:
     return operator.attrgetter(name)(graph.module)
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by each of their names."""
-    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
-
-
 def put_back(graph: Graph, module: nn.Module) -> None:
     """Copy the tensors that a graph reads into the module that it was captured from, in place."""
-    own = tensors_of(module)
+    own = own_tensors(module)
     with torch.no_grad():
         for name in {str(n.target) for n in graph.module.graph.nodes if n.op == "get_attr"} & own.keys():
             own[name].copy_(part_of(graph, name))

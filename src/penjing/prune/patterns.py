@@ -40,10 +40,6 @@ class Pattern:
         """Whether a weight ``(O, I, K)`` can be divided so."""
         return shape[0] % self.outputs == 0 and shape[1] % (self.of or self.inputs) == 0
 
-    def size(self, shape: tuple[int, ...]) -> int:
-        """Weights in a unit."""
-        return self.outputs * self.inputs * (shape[2] if self.kernel else 1)
-
     def units(self, weight: Tensor) -> Tensor:
         """``(O, I, K) -> (units, size)``."""
         o, i, k = weight.shape

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.errors import DataError
 from penjing.graph import Graph, as_inputs, capture
+from penjing.graph.walk import behind
 from penjing.plan import ChannelPlan
 from penjing.progress import Progress, silent
 from penjing.prune.pair import Pair, put_back
@@ -119,22 +120,8 @@ def rescale(
 
 def _inner(pair: Pair) -> set[fx.Node]:
     """The layers with a bias and no norm behind them that some layer depends on."""
-    before: set[fx.Node] = set()
-    for node in pair.dense.module.graph.nodes:
-        if node in pair.layers:
-            before.update(_ancestors(node))
+    before = behind(*(source for node in pair.layers for source in node.all_input_nodes))
     return {n for n, (p, _) in pair.layers.items() if n in before and p.bias is not None and p.norm is None}
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        n = waiting.pop()
-        if n not in seen:
-            seen.add(n)
-            waiting += n.all_input_nodes
-    return seen
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import NotEquivalent
 from penjing.graph import Channels, Graph
+from penjing.graph.kept import copied
 from penjing.graph.labels import Labels, Sheets, Weight, narrow, sheets_of, varies
 from penjing.plan import ChannelPlan
 
@@ -48,12 +49,11 @@ def with_rewritten_forward(small: nn.Module, graph: Graph, channels: Channels, p
     return with_forward(small, module, rewritten)
 
 
-def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """A copy of a graph, and which of its nodes is whose copy."""
-    new, places = fx.Graph(), dict[fx.Node, fx.Node]()
-    new.output(new.graph_copy(graph, places))
-    new.set_codegen(graph._codegen)
-    return new, places
+def drop_assertions(graph: fx.Graph) -> None:
+    """Take out what nobody reads, in place: torch asserts the precision and the sizes that the original has now."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
 
 
 def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
@@ -69,9 +69,7 @@ def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
 
 def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
     """Make ``graph``, which was made from that of ``module``, the forward of ``small``; the class becomes one of its own."""
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users:
-            graph.erase_node(node)  # an assertion about the precision that the original has now
+    drop_assertions(graph)
     for node in list(graph.nodes):
         _ask_for_the_mode(graph, node)
     for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:

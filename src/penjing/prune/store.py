@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from penjing.errors import ModelError, PenjingError, PlanError, RecipeError
 from penjing.files import read_tensors, write_tensors
-from penjing.graph import as_inputs
+from penjing.graph import as_inputs, own_tensors
 from penjing.plan import ChannelPlan
 from penjing.prune.channels import prune_channels
 
@@ -36,7 +36,7 @@ def save(path: str | Path, small: nn.Module, plan: ChannelPlan, example: Tensor 
         ModelError: The network's state holds something that is not a tensor, or ``example`` is not one.
         PenjingError: The file cannot be written.
     """
-    inputs, tensors = as_inputs(example), _tensors(small)
+    inputs, tensors = as_inputs(example), own_tensors(small)
     for name, value in small.state_dict().items():
         if name not in tensors:
             raise ModelError(
@@ -71,7 +71,7 @@ def load(path: str | Path, factory: Factory) -> nn.Module:
     plan, example = _header(Path(path), about)
     original = _built(factory)
     _check_original(original, plan, tensors, str(path))
-    device = next((t.device for t in _tensors(original).values()), None)
+    device = next((t.device for t in own_tensors(original).values()), None)
     inputs = tuple(x.to(device) for x in example)
     small = prune_channels(original, plan, inputs, verify=False, rewrite=bool(about.get("rewritten"))).eval()
     _fill(small, tensors, f"{path}, saved from {about.get('network', 'another network')}")
@@ -86,11 +86,6 @@ def plan_of(path: str | Path) -> ChannelPlan | None:
     """
     _, about = read_tensors(Path(path))
     return _header(Path(path), about)[0] if "penjing" in about else None
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All that decides the output, also buffers that the state dict leaves out: they may have been set since the factory."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _header(path: Path, about: Mapping[str, Any]) -> tuple[ChannelPlan, tuple[Tensor, ...]]:
@@ -136,7 +131,7 @@ def _check_cut(name: str, shape: tuple[int, ...], dims: Mapping[int, Sequence[in
 
 def _check_original(model: nn.Module, plan: ChannelPlan, tensors: Mapping[str, Tensor], where: str) -> None:
     """Tell the first parameter of the factory's network that cannot be what the file's network was cut from."""
-    own = _tensors(model)
+    own = own_tensors(model)
     cuts = {id(own[name]): dims for name, dims in plan.keep.items() if name in own}  # a shared weight has several names
     for name, value in own.items():
         if name not in tensors:
@@ -155,7 +150,7 @@ def _check_original(model: nn.Module, plan: ChannelPlan, tensors: Mapping[str, T
 
 def _fill(small: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put the file's tensors into the network, with their types; what is shared stays shared."""
-    own = _tensors(small)
+    own = own_tensors(small)
     missing, extra = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
     problems = [
         *([f"the file lacks {_first(missing)}"] if missing else []),

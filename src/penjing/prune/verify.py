@@ -18,8 +18,9 @@ from penjing.graph.quiet import without_torchs_own_noise
 from penjing.plan import ChannelPlan
 from penjing.prune.double import Double
 from penjing.prune.masked import Masked
+from penjing.prune.rewrite import drop_assertions
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest value of the output
+TOLERANCE = 1e-9  # in float64, relative to the largest value of the output
 _CURE = (
     "its forward handles channels in a way that was not understood, or the plan is not one that was made for it; "
     "leave these layers whole with exclude=[...]"
@@ -41,43 +42,61 @@ def verify_pruned(model: nn.Module, small: nn.Module, plan: ChannelPlan, example
 
 def verify_against(graph: Graph, channels: Channels, small: nn.Module, plan: ChannelPlan) -> float:
     """``verify_pruned`` for a model that was read already."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = tuple(torch.randn(x.shape, generator=generator).to(x.device) if x.is_floating_point() else x for x in graph.example)
-    for dtype, tolerance in TOLERANCE.items():
-        reference = Masked(_copied(graph.module).to(dtype), channels, plan.keep)
-        pruned = copy.deepcopy(small).to(dtype).eval()
-        try:
-            # The example is for models that take no random numbers, such as the logarithm of a positive image.
-            for inputs in (_typed(drawn, dtype), _typed(graph.example, dtype)):
-                expected = _outputs(reference.run, inputs)
-                if all(_is_finite(x) for x in expected):
-                    break
-            else:
-                raise NotEquivalent(
-                    "the model gives NaN or infinity on random inputs and on the example, so nothing can be proved"
-                )
-        except RuntimeError as e:  # a dtype is written into the model: compare in the one it was made for
-            if dtype == torch.float32:
-                raise NotEquivalent(f"the original does not run on random inputs: {e}") from e
-            continue
-        found = _pruned_outputs(pruned, inputs)
-        error = max(map(_relative, found, expected), default=0.0) if len(found) == len(expected) else math.inf
-        if error > tolerance:
-            where = _first_difference(reference, pruned, plan, inputs, tolerance)
-            raise NotEquivalent(
-                f"the pruned model differs from the original by {error:.1e} (relative), first in {where}; {_CURE}"
-            )
-        return error
-    raise AssertionError("unreachable: float32 either returns or raises")
+    reference = Masked(doubled(graph.module), channels, plan.keep)
+    error, ran, inputs = compared(reference, small, graph.example)
+    if error > TOLERANCE:
+        where = _first_difference(reference, ran, plan, inputs)
+        raise NotEquivalent(f"the pruned model differs from the original by {error:.1e} (relative), first in {where}; {_CURE}")
+    return error
 
 
-def _copied(module: fx.GraphModule) -> fx.GraphModule:
+def doubled(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in float64, for a reference to run."""
     with without_torchs_own_noise():
-        return copy.deepcopy(module)
+        copied = copy.deepcopy(module).double()
+    drop_assertions(copied.graph)
+    return copied
 
 
-def _typed(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+def compared(
+    reference: fx.Interpreter, small: nn.Module, example: tuple[Tensor, ...]
+) -> tuple[float, nn.Module, tuple[Tensor, ...]]:
+    """Run both in float64, on random inputs, or on the example where these lead to nothing.
+
+    Args:
+        reference: Runs what ``small`` is to compute, of a module that is ``doubled``.
+
+    Returns:
+        The largest difference, relative to the largest value of the output; the copy of ``small`` that ran; the inputs.
+
+    Raises:
+        NotEquivalent: The smaller one does not run, or the reference gives nothing to compare it with.
+    """
+    inputs, expected = _expected(reference, example)
+    ran = copy.deepcopy(small).double().eval()
+    found = _pruned_outputs(ran, inputs)
+    error = max(map(_relative, found, expected), default=0.0) if len(found) == len(expected) else math.inf
+    return error, ran, inputs
+
+
+def _expected(reference: fx.Interpreter, example: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[Any]]:
+    """The first inputs that the reference gives finite values for, and these."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = tuple(torch.randn(x.shape, generator=generator).to(x.device) if x.is_floating_point() else x for x in example)
+    reason = ""
+    for given in (drawn, example):  # the latter for what takes no random numbers, as the logarithm of a positive image
+        inputs = tuple(x.double() if x.is_floating_point() else x for x in given)
+        try:
+            expected = _outputs(reference.run, inputs)
+        except (RuntimeError, IndexError) as e:
+            reason = f"does not run ({e})"
+            continue
+        if all(_is_finite(x) for x in expected):
+            return inputs, expected
+        reason = "gives NaN or infinity"
+    raise NotEquivalent(
+        f"nothing can be proved, since the original {reason}, on random inputs and on the example; give another example"
+    )
 
 
 def _outputs(run: Any, inputs: tuple[Tensor, ...]) -> list[Any]:
@@ -108,9 +127,7 @@ def _relative(a: Any, b: Any) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _first_difference(
-    reference: fx.Interpreter, pruned: nn.Module, plan: ChannelPlan, inputs: tuple[Tensor, ...], tolerance: float
-) -> str:
+def _first_difference(reference: fx.Interpreter, pruned: nn.Module, plan: ChannelPlan, inputs: tuple[Tensor, ...]) -> str:
     """The first weighted operation whose kept outputs differ."""
     try:
         found = fx.Interpreter(capture(pruned, inputs).module)
@@ -121,7 +138,7 @@ def _first_difference(
         index = plan.keep.get(name, {}).get(0)
         if index is not None and expected.ndim > 1 and expected.shape[1] > max(index):
             expected = expected.index_select(1, torch.tensor(index, device=expected.device))
-        if _relative(value, expected) > tolerance:
+        if _relative(value, expected) > TOLERANCE:
             return name
     return "the output"
 

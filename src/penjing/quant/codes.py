@@ -51,14 +51,12 @@ class Problem:
         return ((off @ self.second) * off).sum(2)
 
 
-def gptq_codes(problem: Problem, *, descending: bool = True) -> Tensor:
+def gptq_codes(problem: Problem) -> Tensor:
     """Round column after column, and let those behind make up for each error (GPTQ, Frantar et al. 2022, arXiv:2210.17323).
 
-    Args:
-        descending: Columns of large inputs first, while there are many left to make up for them; else in the order they have.
+    Columns of large inputs come first, while there are many left to make up for them.
     """
-    diagonal = problem.second.diagonal(dim1=1, dim2=2)
-    order = diagonal.argsort(1, descending=True) if descending else torch.arange(diagonal.shape[1]).expand_as(diagonal)
+    order = problem.second.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
 
     def turned(x: Tensor) -> Tensor:
         return x.gather(2, order[:, None].expand_as(x))

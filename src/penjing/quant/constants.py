@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from penjing.graph.walk import behind
 from penjing.quant.editable import attribute, free_name, new_parameter
 from penjing.quant.targets import WEIGHTED
 
@@ -25,7 +26,10 @@ def settle_weights(module: fx.GraphModule) -> None:
         owner = paths[-1].removeprefix("L['self'].") if paths else layer.name
         name = free_name(module, f"{owner}.{PARTS[place]}")
         new = new_parameter(module, layer, name, values[part].contiguous().clone())
-        new.meta |= {"val": part.meta["val"], "computed of": tuple(sorted(_sources(part)))}
+        new.meta |= {
+            "val": part.meta["val"],
+            "computed of": tuple(sorted({str(n.target) for n in behind(part) if n.op == "get_attr"})),
+        }
         layer.update_arg(place, new)
     module.graph.eliminate_dead_code()
 
@@ -49,11 +53,3 @@ def _constants(module: fx.GraphModule) -> dict[fx.Node, Any]:
             if all(isinstance(part, Tensor) for part in (value if isinstance(value, tuple) else [value])):
                 found[node] = value
     return found
-
-
-def _sources(weight: fx.Node) -> set[str]:
-    """The names of the tensors that a value is computed of."""
-    seen = [weight]
-    for node in seen:
-        seen += [n for n in node.all_input_nodes if n not in seen]
-    return {str(n.target) for n in seen if n.op == "get_attr"}

@@ -1,7 +1,6 @@
 """Keep the mean of every channel: what rounding shifts it by goes into the bias (Nagel et al. 2019, arXiv:1906.04721, 4.2).
 
-Two forms: by the means of the inputs, which costs nothing but holds only for the rounding of the layer's own weight; and
-by looking at both networks, which is exact for all that went before as well.
+By the means of the inputs, which costs nothing but holds only for the rounding of the layer's own weight.
 """
 
 import math
@@ -14,36 +13,10 @@ from penjing.graph.walk import arguments
 from penjing.quant.editable import free_name, new_parameter
 from penjing.quant.insert import Layer, layers, tensor, value_grid
 from penjing.quant.learned import settle, trained_steps
-from penjing.quant.lockstep import Lockstep, channel_dim, own, parameter, unquantized
+from penjing.quant.lockstep import own, parameter, unquantized
 from penjing.quant.targets import TRANSPOSED
-from penjing.score.flow import Batch
 
 aten = torch.ops.aten
-
-
-def correct_bias(reference: fx.GraphModule, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """Make the mean of each channel of each layer's output what it is in the float network, over samples and positions.
-
-    Layer after layer, each on what the corrected layers before it give, so that one pass does it. Layers without a bias get
-    one. Left alone are layers that share their bias.
-
-    Args:
-        reference: The float network, norms folded.
-        module: Its copy with fake-quantize nodes, changed in place.
-        batches: Inputs; a few hundred samples.
-
-    Raises:
-        DataError: There is none, or the network does not take it.
-    """
-    _add_biases(module, list(layers(module)))
-    both = Lockstep(reference, module, batches)
-    for node, layer in both.walk():
-        if layer is None or node not in both.twin or not own(module, str(layer.bias)):
-            continue
-        dim = channel_dim(node, parameter(module, layer.weight))
-        wanted, found = (_mean(flow, dim) for flow in (both.reference[both.twin[node]], both.module[node]))
-        _shift(module, layer, wanted - found)
-        both.again(node)
 
 
 def correct_bias_from_means(module: fx.GraphModule, means: Mapping[str, Tensor]) -> None:
@@ -135,12 +108,6 @@ def _through(layer: Layer, weight: Tensor, mean: Tensor) -> Tensor:
 def _grouped(weight: Tensor, mean: Tensor) -> Tensor:
     """``weight (groups, outputs, inputs)`` times what each group reads."""
     return (weight @ mean.view(len(weight), -1, 1)).flatten()
-
-
-def _mean(values: Sequence[Tensor], dim: int) -> Tensor:
-    """Over all but one dim of all batches."""
-    rows = [v.double().movedim(dim, 0).flatten(1) for v in values]
-    return torch.stack([r.sum(1) for r in rows]).sum(0) / sum(r.shape[1] for r in rows)
 
 
 @torch.no_grad()

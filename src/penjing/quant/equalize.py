@@ -16,6 +16,7 @@ from penjing.quant.editable import Editable, argument, editable
 from penjing.quant.fold import moved_from
 
 aten = torch.ops.aten
+SWEEPS = 100  # over all pairs of layers, at most
 ENOUGH = 1e-3  # a sweep that changes no factor by more than this share is the last
 
 _POINTWISE = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
@@ -78,7 +79,7 @@ class _Pair:
         two.weight = two.weight * two.along(factors.repeat_interleave(self.place.repeats), two.input)
 
 
-def equalize(module: fx.GraphModule, *, iterations: int = 100, seen: Mapping[str, float] | None = None) -> dict[str, str]:
+def equalize(module: fx.GraphModule, *, seen: Mapping[str, float] | None = None) -> dict[str, str]:
     """Rescale the channels between layers until each has weights as large on one side as on the other, in place.
 
     Between two layers there may be ReLU, leaky ReLU and PReLU, pooling, resizing, flattening and permuting, each with one
@@ -86,7 +87,6 @@ def equalize(module: fx.GraphModule, *, iterations: int = 100, seen: Mapping[str
 
     Args:
         module: A float graph after ``fold``.
-        iterations: The most sweeps over all pairs; they end sooner when nothing changes any more.
         seen: ``{clip's node name: the greatest value it gave}``, from calibration.
 
     Returns:
@@ -97,7 +97,7 @@ def equalize(module: fx.GraphModule, *, iterations: int = 100, seen: Mapping[str
         for clip in pair.place.clips:
             clip.target = aten.relu.default
             clip.args = clip.args[:1]
-    for _ in range(iterations):
+    for _ in range(SWEEPS):
         largest = 0.0
         for pair in pairs:
             factors = pair.factors()

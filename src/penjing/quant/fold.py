@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from penjing.graph import own_tensors
 from penjing.quant.editable import argument, attribute, editable, free_name, new_parameter
 
 aten = torch.ops.aten
@@ -263,8 +264,7 @@ def tidy(module: fx.GraphModule) -> None:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    held = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    for name in [n for tensors in held for n, _ in tensors]:
+    for name in own_tensors(module):
         owner, _, leaf = name.rpartition(".")
         if not any(name == path or name.startswith(f"{path}.") for path in read):
             delattr(module.get_submodule(owner), leaf)

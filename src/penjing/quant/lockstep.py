@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from penjing.errors import DataError
 from penjing.graph import Graph
+from penjing.graph.walk import behind
 from penjing.progress import Progress, silent
 from penjing.quant.insert import FIXED, Layer, layers, tensor
 from penjing.score.flow import Batch, Flow
@@ -62,8 +63,10 @@ class Lockstep:
         """Compute a layer of the quantized network once more, with the weight and bias that it has now."""
         weight = layer.args[1]
         assert isinstance(weight, fx.Node)
-        passing = [n for n in behind(weight) if n not in self.module]
-        for node in (*behind(weight), layer):
+        made_of = behind(weight)
+        in_order = [n for n in self.module.nodes if n in made_of]
+        passing = [n for n in in_order if n not in self.module]
+        for node in (*in_order, layer):
             self.module.compute(node)
         for values in self.module.held:
             for node in passing:
@@ -138,14 +141,6 @@ def twins(reference: fx.GraphModule, module: fx.GraphModule) -> dict[fx.Node, fx
     return {n: named[n.name] for n in module.graph.nodes if n.name in named}
 
 
-def behind(node: fx.Node) -> list[fx.Node]:
-    """The node and all that it is computed from, in order."""
-    found: dict[fx.Node, None] = {}
-    for source in node.all_input_nodes:
-        found.update(dict.fromkeys(behind(source)))
-    return [*found, node]
-
-
 def unquantized(node: fx.Node) -> fx.Node:
     """The node whose values a fake-quantize operation takes; any other node is its own."""
     source = node.args[0] if node.target in FIXED else node
@@ -175,9 +170,3 @@ def own(module: fx.GraphModule, name: str) -> bool:
     value = parameter(module, name)
     reads = [n for n in module.graph.nodes if n.op == "get_attr" and tensor(module, n) is value]
     return sum(len(n.users) for n in reads) == 1
-
-
-def channel_dim(node: fx.Node, weight: Tensor) -> int:
-    """Which dim of a layer's output holds its channels."""
-    rank: int = node.meta["val"].ndim
-    return rank - 1 if node.target is aten.linear.default else rank - weight.ndim + 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.errors import DataError
-from penjing.graph.walk import arguments
+from penjing.graph.walk import arguments, behind
 from penjing.quant.codes import Straight
 from penjing.quant.grids import Grid, spread
 from penjing.quant.insert import Layer, value_grid
@@ -33,10 +33,10 @@ class Block:
     exit: fx.Node
 
 
-def find_blocks(reference: fx.GraphModule, quantized: set[str], *, largest: int = LARGEST) -> list[Block]:
+def find_blocks(reference: fx.GraphModule, quantized: set[str]) -> list[Block]:
     """Parts between the values that alone carry all that is computed later; each holds at least one layer.
 
-    A part that has more layers than ``largest``, several inputs or several outputs becomes one block for each layer.
+    A part that has more layers than ``LARGEST``, several inputs or several outputs becomes one block for each layer.
 
     Args:
         quantized: Names of the layers' nodes that count.
@@ -47,18 +47,18 @@ def find_blocks(reference: fx.GraphModule, quantized: set[str], *, largest: int 
     for node, carrier in _carriers(reference):
         if node.name in quantized:
             if last is not None:
-                found += _parts(entry, last, inside, largest)
+                found += _parts(entry, last, inside)
                 entry, inside = last, []
             inside.append(node)
             last = None
         last = carrier if carrier is not None else last
-    return [*found, *_parts(entry, last, inside, largest)]
+    return [*found, *_parts(entry, last, inside)]
 
 
-def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node], largest: int) -> list[Block]:
+def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node]) -> list[Block]:
     if not inside:
         return []
-    if entry is not None and end is not None and len(inside) <= largest:
+    if entry is not None and end is not None and len(inside) <= LARGEST:
         return [Block(entry, end)]
     return [Block(n.all_input_nodes[0], n) for n in inside]
 
@@ -201,8 +201,8 @@ class _Trial(fx.Interpreter):
         super().__init__(self.gm)
         self.entry, self.end = entry, end
         self.inputs = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
-        self.nodes = _between(entry, end)
-        inside = set(self.nodes)
+        inside = {n for n in behind(end, until={entry}) if n.op != "placeholder"}
+        self.nodes = [n for n in self.gm.graph.nodes if n in inside]
         self.layers = {
             layer.node.all_input_nodes[1]: layer
             for layer in both.layers
@@ -321,18 +321,6 @@ def _stepped(x: Tensor, grid: Grid, scale: Tensor, stretch: Tensor) -> Tensor:
     step = scale * stretch.exp()
     q = (x / step).clamp(grid.low - grid.zero_point, grid.high - grid.zero_point)
     return (q + (q.round() - q).detach()) * step
-
-
-def _between(entry: fx.Node, end: fx.Node) -> list[fx.Node]:
-    """What ``end`` is computed from, up to ``entry``, in the order of the graph."""
-    needed: set[fx.Node] = set()
-    waiting = [end]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed and node is not entry:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    return [n for n in entry.graph.nodes if n in needed and n.op != "placeholder"]
 
 
 def _mixed(one: Tensor, other: Tensor, share: float, generator: torch.Generator) -> Tensor:

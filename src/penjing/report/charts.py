@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from penjing.report.figure import DASHES, Figure, Result, escape, figure, scatter, told, unique
+from penjing.report.figure import DASHES, Data, Figure, escape, figure, scatter, told, unique
 from penjing.report.generalization import class_chart, corruption_charts
 from penjing.report.layers import layer_times, layer_widths
 from penjing.report.numbers import Metric, duration, metric_of, milliseconds
@@ -13,7 +13,7 @@ RUN_COLORS = ("--run-1", "--run-2", "--run-3", "--run-4", "--run-5", "--run-6")
 LOOKS = len(RUN_COLORS) * len(DASHES)  # the runs that can be told apart
 
 
-def figures(result: Result) -> dict[str, Figure]:
+def figures(result: Data) -> dict[str, Figure]:
     """Every chart that the result has numbers for."""
     rows = [row for row in result.get("latency") or () if row["median"] is not None]
     drawn = {f"latency-{batch}": _latency([r for r in rows if r["batch"] == batch]) for batch in unique(rows, "batch")}
@@ -30,7 +30,7 @@ def figures(result: Result) -> dict[str, Figure]:
     return drawn | corruption_charts(general.get("corruptions") or (), metric)
 
 
-def _latency(rows: Sequence[Result]) -> Figure:
+def _latency(rows: Sequence[Data]) -> Figure:
     """Median per runtime and net at one batch; the whiskers are the 10th and 90th percentile."""
     bars = []
     for net, color in NETS.items():
@@ -47,12 +47,12 @@ def _latency(rows: Sequence[Result]) -> Figure:
     )
 
 
-def _timing(row: Result) -> str:
+def _timing(row: Data) -> str:
     unit = row["unit"]
     return f"{milliseconds(row['median'], unit)} ({milliseconds(row['low'], unit)} to {milliseconds(row['high'], unit)})"
 
 
-def _training(result: Result) -> Figure | None:
+def _training(result: Data) -> Figure | None:
     """Loss by epoch, one line for each run; of very many, those beyond the colors and dashes are gray."""
     epochs = result.get("training") or ()
     if not epochs:
@@ -73,7 +73,7 @@ def _training(result: Result) -> Figure | None:
     return drawn
 
 
-def _run(epochs: Sequence[Result], place: int | None, marked: bool) -> Figure:
+def _run(epochs: Sequence[Data], place: int | None, marked: bool) -> Figure:
     """The line of one run, in the color and dash of its place; gray without one."""
     dashes = list(DASHES)  # for more runs than there are colors
     line = {"color": "--original-soft", "dash": "solid"}
@@ -84,6 +84,6 @@ def _run(epochs: Sequence[Result], place: int | None, marked: bool) -> Figure:
     return scatter(epochs[0]["run"], [e["epoch"] for e in epochs], [e["loss"] for e in epochs], looks)
 
 
-def _about_epoch(epoch: Result) -> str:
+def _about_epoch(epoch: Data) -> str:
     title = f"{epoch['run']}, epoch {epoch['epoch']}"
     return told(title, f"loss {epoch['loss']:.4g}", f"learning rate {epoch['lr']:.3g}", duration(epoch["seconds"]))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Figure = dict[str, Any]
-Result = Mapping[str, Any]
+Data = Mapping[str, Any]  # a result as its file holds it, or a part of one
 
 DASHES = {"solid": "\u2501\u2501", "dash": "\u2013 \u2013", "dot": "\u00b7\u00b7\u00b7"}
 PATTERNS = {"/": "\u25a8", "-": "\u25a4"}
@@ -77,6 +77,6 @@ def short_start(name: str) -> str:
     return escape(name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "\u2026")
 
 
-def unique(rows: Sequence[Result], key: str) -> list[Any]:
+def unique(rows: Sequence[Data], key: str) -> list[Any]:
     """The values of a column, each once, in their order."""
     return list(dict.fromkeys(row[key] for row in rows))

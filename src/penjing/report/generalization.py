@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from penjing.report.figure import Figure, Result, figure, rows_axis, rows_height, scatter, short_start, told, unique
+from penjing.report.figure import Data, Figure, figure, rows_axis, rows_height, scatter, short_start, told, unique
 from penjing.report.numbers import Metric, percent
 
 CLASSES = 30  # more rows than this nobody reads; the worst are shown
@@ -34,7 +34,7 @@ class Generalization(NamedTuple):
     forgotten: list[Forgotten]
 
 
-def generalization(result: Result, metric: Metric) -> Generalization | None:
+def generalization(result: Data, metric: Metric) -> Generalization | None:
     """The section's content; None without any."""
     part = result.get("generalization")
     if not part:
@@ -53,7 +53,7 @@ def generalization(result: Result, metric: Metric) -> Generalization | None:
     )
 
 
-def class_chart(classes: Sequence[Result], metric: Metric) -> Figure | None:
+def class_chart(classes: Sequence[Data], metric: Metric) -> Figure | None:
     """Score of each class before and after, joined by a line; the class that lost most on top."""
     rows = sorted(_scored(classes), key=lambda row: row["after"] - row["before"])[:CLASSES]
     if not rows:
@@ -73,7 +73,7 @@ def class_chart(classes: Sequence[Result], metric: Metric) -> Figure | None:
     return figure(marks, rows_height(len(rows)), x={"title": {"text": metric.axis}, "zeroline": False}, y=y)
 
 
-def corruption_charts(corruptions: Sequence[Result], metric: Metric) -> dict[str, Figure]:
+def corruption_charts(corruptions: Sequence[Data], metric: Metric) -> dict[str, Figure]:
     """A panel for each corruption, score against severity; all have the same scale."""
     rows = _scored(corruptions)
     if not rows:
@@ -85,7 +85,7 @@ def corruption_charts(corruptions: Sequence[Result], metric: Metric) -> dict[str
     return {f"corruption-{i}": _panel([r for r in rows if r["name"] == name], metric, reach) for i, name in enumerate(names)}
 
 
-def _panel(rows: Sequence[Result], metric: Metric, reach: Sequence[float]) -> Figure:
+def _panel(rows: Sequence[Data], metric: Metric, reach: Sequence[float]) -> Figure:
     rows = sorted(rows, key=lambda row: row["severity"])
     severities = [row["severity"] for row in rows]
     lines = []
@@ -101,21 +101,21 @@ def _panel(rows: Sequence[Result], metric: Metric, reach: Sequence[float]) -> Fi
     return figure(lines, 200, x=x | {"zeroline": False}, y=y)
 
 
-def _scored(rows: Sequence[Result]) -> list[Result]:
+def _scored(rows: Sequence[Data]) -> list[Data]:
     return [row for row in rows if row["before"] is not None and row["after"] is not None]
 
 
-def _about_class(name: str, row: Result, metric: Metric) -> str:
+def _about_class(name: str, row: Data, metric: Metric) -> str:
     scores = f"{metric.score(row['before'])}, now {metric.score(row['after'])}"
     return told(name, scores, f"{metric.changed(row['before'] - row['after'])} lost", f"{row['samples']} samples")
 
 
-def _about_corruption(row: Result, net: str, score: float, metric: Metric) -> str:
+def _about_corruption(row: Data, net: str, score: float, metric: Metric) -> str:
     lost = f"{metric.changed(row['before'] - row['after'])} lost between the two"
     return told(f"{row['name']}, severity {row['severity']:g}", f"{net}: {metric.score(score)}", lost)
 
 
-def _flips(part: Result) -> str:
+def _flips(part: Data) -> str:
     flips = part.get("flips")
     if not flips:
         return ""
@@ -123,14 +123,14 @@ def _flips(part: Result) -> str:
     return f"{shares}: {flips['worse']:,} from right to wrong, {flips['better']:,} from wrong to right."
 
 
-def _calibration(part: Result) -> str:
+def _calibration(part: Data) -> str:
     error = part.get("calibration")
     if not error:
         return ""
     return f"Calibration error: {percent(error['before'])} before, {percent(error['after'])} after."
 
 
-def _corrupted(rows: Sequence[Result], metric: Metric) -> str:
+def _corrupted(rows: Sequence[Data], metric: Metric) -> str:
     if not rows:
         return ""
     before, after = (sum(row[key] for row in rows) / len(rows) for key in ("before", "after"))
@@ -138,7 +138,7 @@ def _corrupted(rows: Sequence[Result], metric: Metric) -> str:
     return f"Mean over all corruptions: {metric.score(before)} before, {metric.score(after)} after, {change}."
 
 
-def _forgotten(row: Result) -> Forgotten:
+def _forgotten(row: Data) -> Forgotten:
     image = row.get("image") or ""
     sure = f"{100 * row['confidence']:.0f}\u00a0% sure" if row.get("confidence") is not None else ""
     return Forgotten(image if IMAGE.fullmatch(image) else "", row["label"], row["was"], row["now"], sure, row["index"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from penjing.report.figure import Figure, Result, figure, rows_axis, rows_height, scatter, short_end, told, unique
+from penjing.report.figure import Data, Figure, figure, rows_axis, rows_height, scatter, short_end, told, unique
 from penjing.report.numbers import amount, milliseconds, times
 
 PRECISIONS = {  # color and pattern; the pattern tells them apart without color
@@ -15,7 +15,7 @@ PRECISIONS = {  # color and pattern; the pattern tells them apart without color
 REST = "all else"
 
 
-def layer_widths(layers: Sequence[Result]) -> Figure | None:
+def layer_widths(layers: Sequence[Data]) -> Figure | None:
     """Output channels of every layer, the width left drawn inside the width before, in the color of its precision."""
     if not layers:
         return None
@@ -40,7 +40,7 @@ def layer_widths(layers: Sequence[Result]) -> Figure | None:
     return _rows([layer["name"] for layer in layers], bars, title, max(map(len, text)))
 
 
-def layer_times(layers: Sequence[Result], rest: Sequence[float] | None) -> Figure | None:
+def layer_times(layers: Sequence[Data], rest: Sequence[float] | None) -> Figure | None:
     """Time of every measured layer in the original and now, one inside the other; the number is how many times faster."""
     timed = [layer for layer in layers if layer.get("times")]
     if not timed:
@@ -62,7 +62,7 @@ def layer_times(layers: Sequence[Result], rest: Sequence[float] | None) -> Figur
     return drawn
 
 
-def time_sentence(layers: Sequence[Result], rest: Sequence[float] | None) -> str:
+def time_sentence(layers: Sequence[Data], rest: Sequence[float] | None) -> str:
     """What the layers take together, and what is not in any layer."""
     timed = [layer["times"] for layer in layers if layer.get("times")]
     old, new = (sum(pair[i] for pair in timed) for i in (0, 1))
@@ -93,7 +93,7 @@ def _rows(names: Sequence[str], bars: list[Figure], title: Figure, text: int) ->
     return drawn
 
 
-def _about_width(layer: Result) -> str:
+def _about_width(layer: Data) -> str:
     (old_in, old_out), (new_in, new_out) = layer["before"], layer["after"]
     widths = f"{old_in} in, {old_out} out: now {new_in}, {new_out}"
     macs = " to ".join(amount(n) for n in layer["macs"])

@@ -11,20 +11,20 @@ from typing import Any
 from penjing.files import whole_file
 from penjing.report import summary, tables
 from penjing.report.charts import figures
-from penjing.report.figure import Result
+from penjing.report.figure import Data
 from penjing.report.generalization import generalization
 from penjing.report.layers import time_sentence
 from penjing.report.numbers import metric_of
 
 
-def write_report(result: Result, path: Path) -> None:
+def write_report(result: Data, path: Path) -> None:
     """Write the page, whole or not at all."""
     page = render(result)
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8")
 
 
-def render(result: Result) -> str:
+def render(result: Data) -> str:
     """The page for the content of a run's ``result.json``; a section whose part is missing or empty is left out."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here and not above: ``import penjing`` stays light
     from plotly.offline import get_plotlyjs
@@ -37,7 +37,7 @@ def render(result: Result) -> str:
     return page
 
 
-def _words(result: Result) -> dict[str, Any]:
+def _words(result: Data) -> dict[str, Any]:
     """The content of every section, by the name that the templates use."""
     metric, kernels = metric_of(result), result.get("kernels") or {}
     return {

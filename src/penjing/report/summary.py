@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from penjing.report.figure import Result
+from penjing.report.figure import Data
 from penjing.report.numbers import MINUS, NOTHING, SPACE, Metric, amount, times
 
 VERDICTS = {  # class, sign, and what the browser's tab says
@@ -42,14 +42,14 @@ class Row(NamedTuple):
     interval: str = ""
 
 
-def verdict(result: Result) -> Verdict:
+def verdict(result: Data) -> Verdict:
     """A result without a status says only whether the budget held."""
     said = result["verdict"]
     status = said.get("status") or ("holds" if said["holds"] else "does not hold")
     return Verdict(*VERDICTS[status], said["sentence"], said.get("advice") or "")
 
 
-def tiles(result: Result, metric: Metric) -> list[Tile]:
+def tiles(result: Data, metric: Metric) -> list[Tile]:
     """Faster, smaller, accuracy lost, share of the work left; what was not measured is left out."""
     size, speed = result["size"], result.get("speedup")
     found = []
@@ -70,7 +70,7 @@ def tiles(result: Result, metric: Metric) -> list[Tile]:
     return found
 
 
-def _accuracy_tile(accuracy: Result, metric: Metric) -> Tile:
+def _accuracy_tile(accuracy: Data, metric: Metric) -> Tile:
     """What was lost; a gain is not written as a negative loss."""
     drop, low, high, sure = accuracy["drop"], accuracy["low"], accuracy["high"], _confidence(accuracy)
     if low is None or high is None:
@@ -83,11 +83,11 @@ def _accuracy_tile(accuracy: Result, metric: Metric) -> Tile:
     return Tile(metric.change(-drop), f"{metric.amount} gained", note)
 
 
-def _confidence(accuracy: Result) -> str:
+def _confidence(accuracy: Data) -> str:
     return f"{100 * accuracy.get('confidence', 0.95):g}{SPACE}%"
 
 
-def rows(result: Result, metric: Metric) -> list[Row]:
+def rows(result: Data, metric: Metric) -> list[Row]:
     """The score, the original trained on for as long, and the sizes."""
     accuracy, control = result["accuracy"], result.get("control")
     change, ends = _signed(-accuracy["drop"], metric), (accuracy["high"], accuracy["low"])
@@ -125,12 +125,12 @@ def _capital(noun: str) -> str:
     return "Accuracy" if noun == "accuracy" else noun
 
 
-def sentences(result: Result, metric: Metric) -> list[str]:
+def sentences(result: Data, metric: Metric) -> list[str]:
     """What the test says of the drop, and what the control says of the training."""
     return [said for said in (_test(result["accuracy"]), _control(result.get("control"), metric)) if said]
 
 
-def _test(accuracy: Result) -> str:
+def _test(accuracy: Data) -> str:
     if accuracy.get("p") is None:
         return ""
     counts = ""
@@ -141,7 +141,7 @@ def _test(accuracy: Result) -> str:
     return f"{counts}{chance} ({accuracy['test']} test)."
 
 
-def _control(control: Result | None, metric: Metric) -> str:
+def _control(control: Data | None, metric: Metric) -> str:
     """Training alone changes a net: what of the difference is due to the compression."""
     if not control:
         return ""
@@ -151,7 +151,7 @@ def _control(control: Result | None, metric: Metric) -> str:
     return f"{name}: {gained} by training alone. Against that one the compressed net {versus}."
 
 
-def limits(budget: Result, metric: Metric) -> list[str]:
+def limits(budget: Data, metric: Metric) -> list[str]:
     """The budget as sentences' ends; a limit that was not set is left out."""
     found = []
     if budget.get("max_drop") is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from penjing.report.charts import NETS
-from penjing.report.figure import Result
+from penjing.report.figure import Data
 from penjing.report.numbers import NOTHING, Metric, amount, duration, milliseconds, percent, times
 from penjing.report.tradeoff import is_drawn
 
@@ -24,7 +24,7 @@ class Candidates(NamedTuple):
     """Every candidate as text; columns that none of them fills are left out."""
 
     columns: list[str]
-    rows: list[tuple[Result, list[str]]]  # with a cell for each column
+    rows: list[tuple[Data, list[str]]]  # with a cell for each column
     about: list[str]  # sentences
 
 
@@ -57,7 +57,7 @@ class Stage(NamedTuple):
     gave: str
 
 
-def timings(result: Result) -> list[Timing]:
+def timings(result: Data) -> list[Timing]:
     """A row for each runtime and batch."""
     rows = {(row["runtime"], row["batch"], row["net"]): row for row in result.get("latency") or ()}
     main = result["target"], (result.get("speedup") or {}).get("batch")
@@ -70,13 +70,13 @@ def timings(result: Result) -> list[Timing]:
     return found
 
 
-def _cell(row: Result | None) -> tuple[str, str]:
+def _cell(row: Data | None) -> tuple[str, str]:
     if row is None or row["median"] is None:
         return NOTHING, ""
     return milliseconds(row["median"], row["unit"]), f"{milliseconds(row['low'], '')} to {milliseconds(row['high'], '')}"
 
 
-def measured(result: Result) -> str:
+def measured(result: Data) -> str:
     """How and where the latencies were taken."""
     rows = result.get("latency") or ()
     samples = sorted({row["samples"] for row in rows})
@@ -86,10 +86,10 @@ def measured(result: Result) -> str:
     return f"Median of {runs} runs, below it the 10th to 90th percentile. {places}.{budgeted}"
 
 
-def candidates(result: Result, metric: Metric) -> Candidates:
+def candidates(result: Data, metric: Metric) -> Candidates:
     """The table under the chart: the numbers of each candidate as text."""
     rows = result.get("candidates") or ()
-    cells: dict[str, Callable[[Result], str]] = {
+    cells: dict[str, Callable[[Data], str]] = {
         metric.noun: lambda c: metric.score(c["score"]),
         f"{'points' if metric.percent else metric.unit} lost".strip(): lambda c: metric.change(c["drop"]),
         "latency": lambda c: milliseconds(c["latency"]),
@@ -99,11 +99,11 @@ def candidates(result: Result, metric: Metric) -> Candidates:
         "training": lambda c: duration(60 * c["minutes"]) if c.get("minutes") else NOTHING,
     }
     columns = [name for name, cell in cells.items() if any(cell(c) != NOTHING for c in rows)]
-    table: list[tuple[Result, list[str]]] = [({"kind": "", **c}, [cells[name](c) for name in columns]) for c in rows]
+    table: list[tuple[Data, list[str]]] = [({"kind": "", **c}, [cells[name](c) for name in columns]) for c in rows]
     return Candidates(columns, table, [said for said in (_prediction(result), _undrawn(rows)) if said])
 
 
-def _prediction(result: Result) -> str:
+def _prediction(result: Data) -> str:
     plan = result.get("plan")
     if not plan or not plan["predicted"] or plan["measured"] is None:
         return ""
@@ -115,7 +115,7 @@ def _prediction(result: Result) -> str:
     )
 
 
-def _undrawn(rows: Sequence[Result]) -> str:
+def _undrawn(rows: Sequence[Data]) -> str:
     count = sum(not is_drawn(c) for c in rows)
     if not count or count == len(rows):
         return ""
@@ -123,7 +123,7 @@ def _undrawn(rows: Sequence[Result]) -> str:
     return f"{count} of {len(rows)} {stand} only in the table."
 
 
-def kernels(runtime: str, rows: Sequence[Result]) -> Kernels:
+def kernels(runtime: str, rows: Sequence[Data]) -> Kernels:
     """The kernels of one runtime, counted."""
     counts = Counter((kernel["op"], kernel["precision"]) for kernel in rows)
     layers = [kernel for kernel in rows if kernel.get("weighted", True)]
@@ -135,19 +135,19 @@ def kernels(runtime: str, rows: Sequence[Result]) -> Kernels:
     return Kernels(runtime, len(layers) - sum(map(len, others.values())), len(layers), table, others)
 
 
-def agreement(result: Result) -> list[tuple[str, str, str, str]]:
+def agreement(result: Data) -> list[tuple[str, str, str, str]]:
     """The file against the trained net: runtime, same answer (of a classifier), cosine, largest difference."""
     rows = (result.get("agreement") or {}).items()
     return [(name, percent(a.get("argmax")), f"{a['cosine']:.6f}", f"{a['largest']:.3g}") for name, a in rows]
 
 
-def slower(result: Result) -> list[Slow]:
+def slower(result: Data) -> list[Slow]:
     """The layers that gained least, the longest first."""
     rows = sorted(result.get("slower") or (), key=lambda row: -row["ms"])
     return [Slow(r["layer"], r["why"], milliseconds(r["ms"]), times(r["gain"]), r["gain"] < 1) for r in rows]
 
 
-def slower_sentence(result: Result) -> str:
+def slower_sentence(result: Data) -> str:
     """What the runtime's default precision leaves of the gain, when that is nothing."""
     speed = result.get("speedup") or {}
     ratio = speed.get("versus_default")
@@ -159,26 +159,26 @@ def slower_sentence(result: Result) -> str:
     )
 
 
-def stages(result: Result) -> list[Stage]:
+def stages(result: Data) -> list[Stage]:
     """Every stage in its order."""
     rows = result.get("stages") or ()
     longest = max((row["seconds"] for row in rows), default=0) or 1
     return [Stage(s["name"], duration(s["seconds"]), s["seconds"] / longest, s.get("gave") or "") for s in rows]
 
 
-def spent(result: Result) -> str:
+def spent(result: Data) -> str:
     """The time of all stages."""
     return duration(sum(stage["seconds"] for stage in result.get("stages") or ()))
 
 
-def facts(result: Result) -> dict[str, list[tuple[str, str]]]:
+def facts(result: Data) -> dict[str, list[tuple[str, str]]]:
     """The short lists at the end: title, then names and values."""
     titles = {"machine": "Machine and versions", "settings": "Settings", "files": "Files beside this page"}
     found = {title: list(_flat(result.get(part) or {})) for part, title in titles.items()}
     return {title: rows for title, rows in found.items() if rows}
 
 
-def _flat(parts: Result, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(parts: Data, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Names and values as text, those of an inner mapping after its own name and a dot."""
     for name, value in parts.items():
         if isinstance(value, dict):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from penjing.report.figure import Figure, Result, figure, scatter, told
+from penjing.report.figure import Data, Figure, figure, scatter, told
 from penjing.report.numbers import Metric, amount, milliseconds
 from penjing.search.budget import parse_limit
 
@@ -30,7 +30,7 @@ class Frame(NamedTuple):
     top: float
 
 
-def tradeoff(result: Result, metric: Metric) -> Figure | None:
+def tradeoff(result: Data, metric: Metric) -> Figure | None:
     """Every candidate that has a score and a latency, be it a predicted one."""
     candidates = [_placed(c) for c in result.get("candidates") or () if is_drawn(c)]
     if not candidates:
@@ -54,12 +54,12 @@ def tradeoff(result: Result, metric: Metric) -> Figure | None:
     return figure(data, 440, x=x, y=y)
 
 
-def is_drawn(candidate: Result) -> bool:
+def is_drawn(candidate: Data) -> bool:
     """Whether the chart has a place for it."""
     return candidate["score"] is not None and (candidate["latency"] or candidate.get("predicted")) is not None
 
 
-def _placed(candidate: Result) -> Result:
+def _placed(candidate: Data) -> Data:
     """The candidate with the latency at which it is drawn, and the status that gives its mark."""
     measured = candidate["latency"] is not None
     first = candidate.get("kind") == "original" and candidate["status"] != "chosen"
@@ -67,7 +67,7 @@ def _placed(candidate: Result) -> Result:
     return {**candidate, **place, "mark": "original" if first else candidate["status"]}
 
 
-def _original(result: Result) -> Result | None:
+def _original(result: Data) -> Data | None:
     """The original as one more candidate, so that it is drawn like the others; None when it was not measured."""
     measured = result.get("original_candidate")
     if not measured or measured["score"] is None or measured["latency"] is None:
@@ -78,7 +78,7 @@ def _original(result: Result) -> Result | None:
     )
 
 
-def _frame(shown: Sequence[Result], slowest: float | None, lowest: float | None, metric: Metric) -> Frame:
+def _frame(shown: Sequence[Data], slowest: float | None, lowest: float | None, metric: Metric) -> Frame:
     """Room for all, except for scores so low that the others would lie in one line."""
     xs = [c["place"] for c in shown] + ([slowest] if slowest is not None else [])
     ys = sorted((metric.scaled(c["score"]) for c in shown), reverse=True)
@@ -90,7 +90,7 @@ def _frame(shown: Sequence[Result], slowest: float | None, lowest: float | None,
     return Frame(min(xs) / 1.2, max(xs) * 1.2, bottom - margin, top + margin)
 
 
-def _marks(shown: Sequence[Result], frame: Frame, metric: Metric) -> list[Figure]:
+def _marks(shown: Sequence[Data], frame: Frame, metric: Metric) -> list[Figure]:
     """The candidates by status, hollow where nothing was trained; those below the frame lie on its lower edge."""
     marks, edge = [], frame.bottom + 0.04 * (frame.top - frame.bottom)
     below = [c for c in shown if metric.scaled(c["score"]) < frame.bottom]
@@ -111,12 +111,12 @@ def _marks(shown: Sequence[Result], frame: Frame, metric: Metric) -> list[Figure
     return marks
 
 
-def _points(name: str, candidates: Sequence[Result], ys: Sequence[float], marker: Figure, metric: Metric) -> Figure:
+def _points(name: str, candidates: Sequence[Data], ys: Sequence[float], marker: Figure, metric: Metric) -> Figure:
     looks = {"marker": marker, "customdata": [_about(c, metric) for c in candidates]}
     return scatter(name, [c["place"] for c in candidates], ys, looks)
 
 
-def _about(candidate: Result, metric: Metric) -> str:
+def _about(candidate: Data, metric: Metric) -> str:
     title = f"{candidate['name']}: {candidate['status']}"
     drop = f", {metric.changed(candidate['drop'])} lost" if candidate["drop"] is not None else ""
     predicted = milliseconds(candidate.get("predicted"))
@@ -130,7 +130,7 @@ def _about(candidate: Result, metric: Metric) -> str:
     )
 
 
-def _limits(budget: Result, original: Result | None, metric: Metric) -> tuple[float | None, float | None]:
+def _limits(budget: Data, original: Data | None, metric: Metric) -> tuple[float | None, float | None]:
     """The longest latency in ms and the lowest score that the budget allows; None where it names none."""
     slowest = lowest = None
     limit = parse_limit("latency", budget["latency"]) if budget.get("latency") is not None else None

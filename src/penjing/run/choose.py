@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import BudgetError
 from penjing.export import Artifact, export
-from penjing.graph import Channels, capture
+from penjing.graph import Channels, capture, own_tensors
 from penjing.graph.layers import weighted
 from penjing.measure import macs, peak_memory
 from penjing.plan import ChannelPlan, Keep
@@ -277,5 +277,5 @@ class Chooser:
 
 def kept_in(module: nn.Module, keep: Keep) -> Keep:
     """What is kept of the parameters and buffers that a network has."""
-    there = {n for held in (module.named_parameters, module.named_buffers) for n, _ in held(remove_duplicate=False)}
+    there = own_tensors(module).keys()
     return {name: dims for name, dims in keep.items() if name in there}

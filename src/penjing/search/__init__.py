@@ -4,7 +4,6 @@ from penjing.search.allocate import Tables as Tables
 from penjing.search.allocate import extremes as extremes
 from penjing.search.allocate import regrouped as regrouped
 from penjing.search.allocate import scaled as scaled
-from penjing.search.allocate import uniform as uniform
 from penjing.search.budget import Budget as Budget
 from penjing.search.budget import Limit as Limit
 from penjing.search.damage import Damage as Damage

@@ -189,8 +189,3 @@ def extremes(tables: Tables) -> tuple[Allocation, Allocation]:
 def scaled(ceilings: Mapping[str, float], measured: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
     """The ceilings as the tables must see them for what they predict to come out right, by what was measured."""
     return {r: v * predicted[r] / measured[r] if measured.get(r) and predicted.get(r) else v for r, v in ceilings.items()}
-
-
-def uniform(tables: Tables, share: float) -> dict[str, int]:
-    """The widths nearest to the same share of every group: what an allocation is compared with."""
-    return {name: min(row.errors, key=lambda w: abs(w - share * max(row.errors))) for name, row in tables.damage.items()}

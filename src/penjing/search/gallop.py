@@ -7,7 +7,7 @@ LEAP = 2.0  # times faster than what held, while nothing has failed
 NEAR = 1.12  # a gap between what holds and what fails that is not worth another trial
 
 
-def gallop(attempt: Callable[[float], bool], *, holds: float, least: float, trials: int, leap: float = LEAP) -> float:
+def gallop(attempt: Callable[[float], bool], *, holds: float, least: float, trials: int) -> float:
     """Look for the least share of the latency that holds.
 
     Args:
@@ -21,7 +21,7 @@ def gallop(attempt: Callable[[float], bool], *, holds: float, least: float, tria
     """
     fails: float | None = None
     for _ in range(trials):
-        share = max(least, holds / leap) if fails is None else math.sqrt(holds * fails)
+        share = max(least, holds / LEAP) if fails is None else math.sqrt(holds * fails)
         if holds / share < NEAR:
             break
         if attempt(share):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from penjing.graph import own_tensors
+
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """What the state dict has of tensors, which may not be all that it has; no copies."""
@@ -11,14 +13,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """The same, with buffers that are not persistent."""
-    state = state_of(module)
-    return state | {name: t.detach() for name, t in module.named_buffers(remove_duplicate=False) if name not in state}
+    """The same, with what the state dict leaves out, such as buffers that are not persistent."""
+    return {name: t.detach() for name, t in own_tensors(module).items()} | state_of(module)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put what ``tensors_of`` gave of such a module into it, in place."""
     left_out = module.load_state_dict(dict(tensors), strict=False).unexpected_keys
-    buffers = dict(module.named_buffers(remove_duplicate=False))
-    for name in buffers.keys() & left_out:
-        buffers[name].data = tensors[name].to(buffers[name].device, copy=True)  # of another shape, where it keeps what it saw
+    own = own_tensors(module)
+    for name in own.keys() & left_out:
+        own[name].data = tensors[name].to(own[name].device, copy=True)  # of another shape, where it keeps what it saw

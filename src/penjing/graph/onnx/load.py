@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,47 +49,6 @@ def load_onnx(path: str | Path) -> nn.Module:
     steps, outputs = reader.read(model.graph)
     network.compute(steps, [i.name for i in _fed(model.graph)], outputs)
     return network.eval()
-
-
-def onnx_inputs(path: str | Path) -> dict[str, tuple[int | None, ...]]:
-    """The inputs that the network of an ONNX file takes, by name in order: their shapes, with None where a size is free.
-
-    Raises:
-        ModelError: The file cannot be opened, or does not tell how many dimensions an input has.
-    """
-    shapes = {}
-    for given in _fed(_opened(Path(path)).graph):
-        if not given.type.tensor_type.HasField("shape"):
-            raise ModelError(f"{path} does not tell the shape of its input {given.name!r}; give an example tensor")
-        shapes[given.name] = _sizes(given)
-    return shapes
-
-
-def onnx_example(path: str | Path, size: int | Sequence[int] | None = None) -> tuple[Tensor, ...]:
-    """Random inputs for the network of an ONNX file: one sample each, drawn from a normal distribution; zeros for integers.
-
-    Args:
-        size: Of dimensions that the file leaves free, the batch apart: one for all, or one each in order, e.g. ``(48, 192)``.
-
-    Raises:
-        ModelError: The file cannot be opened, or leaves a size free that is not given.
-    """
-    kinds = [DTYPES.get(i.type.tensor_type.elem_type, torch.float32) for i in _fed(_opened(Path(path)).graph)]
-    generator = torch.Generator().manual_seed(0)
-    examples = []
-    for (name, shape), kind in zip(onnx_inputs(path).items(), kinds, strict=True):
-        free = [d for d, n in enumerate(shape) if n is None and d > 0]
-        given = [size] * len(free) if isinstance(size, int) else list(size or ())
-        if len(given) != len(free):
-            raise ModelError(
-                f"{path} leaves sizes of its input {name!r} free, {list(shape)}: {len(free)} beside the batch, "
-                f"and {len(given)} are given; give size, one for all or one each"
-            )
-        known = dict(zip(free, given, strict=True))
-        full = [known.get(d, 1) if n is None else n for d, n in enumerate(shape)]
-        drawn = torch.randn(full, generator=generator)
-        examples.append(drawn.to(kind) if kind.is_floating_point else torch.zeros(full, dtype=kind))
-    return tuple(examples)
 
 
 def _opened(path: Path) -> Any:
