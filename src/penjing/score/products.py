@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from penjing.graph import Graph
-from penjing.graph.walk import arguments
+from penjing.graph.walk import arguments, each
 from penjing.score.flow import tensor_of
 
 aten = torch.ops.aten
@@ -160,7 +160,7 @@ def _product(graph: Graph, node: fx.Node) -> Product | None:
     if len(shape) != rank:  # without a batch
         return None
     kernel, groups, transposed = tuple(shape[2:]), given["groups"], node.target in _TRANSPOSED
-    stride, dilation = (_each(given[n], len(kernel)) for n in ("stride", "dilation"))
+    stride, dilation = (tuple(each(given[n], len(kernel))) for n in ("stride", "dilation"))
     return Product(
         node, source, str(names[0]), names[1], norm,
         columns=(shape[0] // groups if transposed else shape[1]) * math.prod(kernel),
@@ -169,20 +169,15 @@ def _product(graph: Graph, node: fx.Node) -> Product | None:
     )  # fmt: skip
 
 
-def _each(value: Any, rank: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
-
-
 def _padding(given: Mapping[str, Any], kernel: Sequence[int], dilation: Sequence[int], transposed: bool) -> Any:
     """What to pad in front and behind, so that plain windows see what the operation sees."""
     wide = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if given["padding"] == "same":
         return tuple((w // 2, w - w // 2) for w in wide)
-    sides = _each(0 if given["padding"] == "valid" else given["padding"], len(kernel))
+    sides = each(0 if given["padding"] == "valid" else given["padding"], len(kernel))
     if not transposed:
         return tuple((p, p) for p in sides)
-    more = _each(given["output_padding"], len(kernel))
+    more = each(given["output_padding"], len(kernel))
     return tuple((w - p, w - p + m) for w, p, m in zip(wide, sides, more, strict=True))
 
 
