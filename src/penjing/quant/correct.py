@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
+from penjing.graph.layers import TRANSPOSED
 from penjing.graph.walk import arguments
 from penjing.quant.editable import free_name, give_bias, new_parameter
 from penjing.quant.insert import Layer, layers, tensor, value_grid
 from penjing.quant.learned import settle, trained_steps
 from penjing.quant.lockstep import Lockstep, channel_dim, own, parameter, unquantized
-from penjing.quant.targets import TRANSPOSED
 from penjing.score.flow import Batch
 
 aten = torch.ops.aten

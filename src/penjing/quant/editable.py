@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.quant.targets import TRANSPOSED, WEIGHTED
+from penjing.graph.layers import TRANSPOSED
+from penjing.graph.walk import arguments
+from penjing.quant.targets import WEIGHTED
 
 aten = torch.ops.aten
 
@@ -97,7 +99,7 @@ def editable(module: fx.GraphModule, node: object, *, light: bool = False) -> Ed
     weight = attribute(module, held)
     if weight is None or _uses(module, weight) > 1:
         return None
-    groups = argument(node, 6, 1) if weight.ndim > 2 else 1
+    groups = arguments(node).get("groups", 1)
     assert isinstance(groups, int)
     output = WEIGHTED[node.target]
     outputs = weight.shape[output] * (groups if output == 1 else 1)

@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import fx
 
+from penjing.graph.layers import CONVOLUTIONS
 from penjing.graph.walk import each
 from penjing.quant.editable import Editable, argument, editable
 from penjing.quant.fold import NORM, Scaling, read_scaling, replace_by, tidy
-from penjing.quant.targets import CONVOLUTIONS
 
 aten = torch.ops.aten
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})

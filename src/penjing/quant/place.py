@@ -9,16 +9,15 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx
 
+from penjing.graph.layers import CONVOLUTIONS, TRANSPOSED
 from penjing.graph.walk import arguments
 from penjing.quant.fold import is_scaling
 from penjing.quant.targets import (
     ADDS,
-    CONVOLUTIONS,
     JOINED,
     PASSING,
     POOLS,
     PRODUCTS,
-    TRANSPOSED,
     WEIGHTED,
     Target,
     has_tailed_groups,

@@ -15,14 +15,11 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from penjing.graph import Graph
+from penjing.graph.layers import KINDS, LINEAR, TRANSPOSED
 from penjing.graph.walk import arguments, each
 from penjing.score.flow import tensor_of
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {getattr(aten, f"conv{n}d").default for n in (1, 2, 3)} | {
-    getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)
-}
-_TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def products(graph: Graph) -> dict[fx.Node, Product]:
 
 
 def _product(graph: Graph, node: fx.Node) -> Product | None:
-    if node.target not in _CONVOLUTIONS | _TRANSPOSED | {aten.linear.default}:
+    if node.target not in KINDS:
         return None
     given = arguments(node)
     source, weight, bias = given["input"], given["weight"], given["bias"]
@@ -153,13 +150,13 @@ def _product(graph: Graph, node: fx.Node) -> Product | None:
     if any(n is not None and (n.op != "get_attr" or str(n.target) in graph.constants) for n in (weight, bias)):
         return None
     shape = tensor_of(graph, str(names[0])).shape
-    norm = None if node.target is aten.linear.default and node.meta["val"].ndim != 2 else norm_behind(node)
+    norm = None if node.target is LINEAR and node.meta["val"].ndim != 2 else norm_behind(node)
     rank = source.meta["val"].ndim
-    if node.target is aten.linear.default:
+    if node.target is LINEAR:
         return Product(node, source, str(names[0]), names[1], norm, shape[1]) if rank > 1 else None
     if len(shape) != rank:  # without a batch
         return None
-    kernel, groups, transposed = tuple(shape[2:]), given["groups"], node.target in _TRANSPOSED
+    kernel, groups, transposed = tuple(shape[2:]), given["groups"], node.target in TRANSPOSED
     stride, dilation = (tuple(each(given[n], len(kernel))) for n in ("stride", "dilation"))
     return Product(
         node, source, str(names[0]), names[1], norm,
