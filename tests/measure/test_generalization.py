@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from penjing.errors import DataError, RecipeError
 from penjing.measure import CORRUPTIONS, generalization, top1
-from penjing.measure.generalization import expected_calibration_error
 from penjing.task import Batches, Run, Score
 
 Net = Callable[[Tensor], Tensor]
@@ -109,17 +108,9 @@ def test_forgotten_samples_are_the_most_surely_wrong_in_walking_order() -> None:
     found = generalization(columns, after, data, top1, allowed=0.01, severities=())
     expected = [i for i in range(99, -1, -1) if i % 4][:12]
     assert [x.index for x in found.forgotten] == expected
-    assert [(x.label, x.was, x.now) for x in found.forgotten] == [(i % 4, i % 4, 0) for i in expected]
+    assert [(x.label, x.now) for x in found.forgotten] == [(i % 4, 0) for i in expected]
     assert found.forgotten[0].confidence == pytest.approx(np.exp(5) / (np.exp(5) + 3), rel=1e-5)
     assert found.corruptions == ()
-
-
-def test_calibration_by_hand() -> None:
-    shares = np.array([[0.9, 0.1], [0.92, 0.08], [0.3, 0.7], [0.69, 0.31]])
-    labels = np.array([0, 1, 1, 1])
-    # Bins of a fifteenth: {0.9, 0.92} half right, {0.7, 0.69} half right.
-    assert expected_calibration_error(shares, labels) == pytest.approx(0.5 * (0.91 - 0.5) + 0.5 * (0.695 - 0.5))
-    assert expected_calibration_error(np.array([[1.0, 0.0]]), np.array([0])) == 0
 
 
 def test_confidence_that_means_less_is_told() -> None:
@@ -239,7 +230,7 @@ def test_it_is_json_as_the_report_wants_it() -> None:
     assert set(data["flips"]) == {"flipped", "worse", "better"}
     assert set(data["calibration"]) == {"before", "after"}
     assert set(data["corruptions"][0]) == {"name", "severity", "before", "after"}
-    assert set(data["forgotten"][0]) == {"index", "label", "was", "now", "confidence"}
+    assert set(data["forgotten"][0]) == {"index", "label", "now", "confidence"}
     assert len(data["forgotten"]) == 12
 
 

@@ -51,7 +51,7 @@ def test_one_line_a_reason_with_the_layers_it_froze() -> None:
 
 def test_blocks_are_told() -> None:
     found = inspect(CUTTABLE["grouped"](), X)
-    blocks = {g.name: 1 if g.blocks is None else len(g.blocks) for g in found.groups}
+    blocks = {g.name: g.equal for g in found.groups}
     for name, count in blocks.items():
         assert (f"in {count} blocks" in str(found)) == (count > 1), name
     assert max(blocks.values()) == 4

@@ -51,7 +51,7 @@ def tables(noise: dict[str, float] | None = None, net: type[Net] = Net) -> Table
     channels = Evidence.of(graph).channels
     damage = {}
     for i, g in enumerate(channels.groups):
-        widths = allowed_widths(g.channels, 8, blocks=1 if g.blocks is None else len(g.blocks))
+        widths = allowed_widths(g.channels, 8, blocks=g.equal)
         damage[g.name] = Damage({w: (i + 1) * (1 - w / g.channels) ** 2 for w in widths}, [float(c) for c in range(g.channels)])
     coefficients = {
         p: {layer.weight: replace(c, product=0.0) if layer.weight.startswith("depthwise") else c for layer in layers(graph)}

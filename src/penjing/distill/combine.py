@@ -37,7 +37,12 @@ class CosineRamp(Ramp):
     """The same as half a cosine: slow at both ends."""
 
     def _part(self, done: float) -> float:
-        return 0.5 * (1 - math.cos(math.pi * super()._part(done)))
+        return 1 - half_cosine(super()._part(done))
+
+
+def half_cosine(share: float) -> float:
+    """From 1, at a share of 0, down to 0, at one of 1; slow at both ends."""
+    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 class _Weighted(TeacherLoss):

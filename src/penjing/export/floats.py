@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
+from penjing.export.proto import add_weight, attribute, insert, makers, weights
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 MOVES = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Identity", "Split")
 
@@ -16,8 +20,8 @@ def keep_floats(proto: Any) -> None:
     """
     from onnx import helper
 
-    held = {t.name: t for t in proto.graph.initializer}
-    made: dict[str, Any] = {o: n for n in proto.graph.node for o in n.output}
+    held = weights(proto)
+    made = makers(proto)
     for node in [n for n in proto.graph.node if n.op_type in LAYERS]:
         weight = made.get(node.input[1])
         if weight is not None and weight.op_type == "DequantizeLinear":
@@ -35,27 +39,25 @@ def keep_floats(proto: Any) -> None:
             guard = helper.make_node("DequantizeLinear", [source.input[0], *grid], [node.input[0]], name=node.input[0], axis=1)
         else:
             guard = helper.make_node("Clip", [given], [node.input[0]], name=node.input[0])
-        proto.graph.node.insert(list(proto.graph.node).index(node), guard)
+        insert(proto, guard, node)
 
 
 def _channels(node: Any, held: dict[str, Any]) -> int:
     """How many channels a layer reads; 0 where its weight is computed in the file."""
     if node.input[1] not in held:
         return 0
-    given = {a.name: a.i for a in node.attribute if a.name in ("group", "transB")}
     outputs, inputs, *_ = held[node.input[1]].dims
     if node.op_type == "Conv":
-        return int(inputs * given.get("group", 1))
-    return int(inputs if given.get("transB") else outputs)
+        return int(inputs * attribute(node, "group", 1))
+    return int(inputs if attribute(node, "transB") else outputs)
 
 
 def _of_each(proto: Any, one: Any, channels: int) -> str:
     """The number of that name once for each channel; its new name."""
-    import numpy as np
     from onnx import numpy_helper
 
     name = f"{one.name}.{channels}"
     if all(t.name != name for t in proto.graph.initializer):
         value = numpy_helper.to_array(one)
-        proto.graph.initializer.append(numpy_helper.from_array(np.full(channels, value, value.dtype), name))
+        add_weight(proto, name, np.full(channels, value, value.dtype))
     return name

@@ -1,11 +1,10 @@
 """Bring a quantized graph into the integers that ONNX has: grids of fewer than 8 bits become 8-bit ones of the same values."""
 
-import operator
-
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from penjing.quant.insert import FIXED, SLICES, tensor
+from penjing.quant.editable import new_parameter, set_tensor
+from penjing.quant.insert import FIXED, SLICES, read_weight, tensor
 
 aten = torch.ops.aten
 SIGNED, UNSIGNED = (-128, 127), (0, 255)
@@ -20,7 +19,7 @@ def lower(module: fx.GraphModule) -> None:
     for node in [n for n in module.graph.nodes if n.target in FIXED]:
         low, high = node.args[-2:]
         wide = UNSIGNED if low >= 0 else SIGNED
-        held = _weight(node)
+        held = read_weight(node)
         if held is not None:
             _settle_weight(module, node, held)
         elif (low, high) != wide:
@@ -30,17 +29,8 @@ def lower(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _weight(fake: fx.Node) -> fx.Node | None:
-    """The parameter that the operation quantizes; none where it is a value."""
-    source = fake.args[0]
-    if isinstance(source, fx.Node) and source.target is aten.view.default:
-        source = source.args[0]
-    return source if isinstance(source, fx.Node) and source.op == "get_attr" else None
-
-
 def _settle_weight(module: fx.GraphModule, fake: fx.Node, held: fx.Node) -> None:
     """Store the weight as it comes out of its grid, in the shape that the operation reads it in."""
-    owner, _, leaf = str(held.target).rpartition(".")
     parameter: Tensor = tensor(module, held)
     scale, zero = (tensor(module, n) for n in fake.args[1:3])
     source = fake.args[0]
@@ -48,16 +38,10 @@ def _settle_weight(module: fx.GraphModule, fake: fx.Node, held: fx.Node) -> None
     viewed = parameter.detach() if source is held else parameter.detach().view(source.args[1])  # type: ignore[arg-type]
     along = (fake.args[3],) if fake.target is SLICES else ()
     settled: Tensor = fake.target(viewed, scale, zero, *along, *fake.args[-2:])  # type: ignore[operator]
-    holder = operator.attrgetter(owner)(module) if owner else module
     if source is held:
-        setattr(holder, leaf, torch.nn.Parameter(settled))
-        return
-    name = f"{leaf}_blocks"
-    holder.register_parameter(name, torch.nn.Parameter(settled))
-    with module.graph.inserting_before(fake):
-        blocks = module.graph.get_attr(f"{owner}.{name}" if owner else name)
-    blocks.meta = dict(source.meta)
-    fake.replace_input_with(source, blocks)
+        set_tensor(module, str(held.target), nn.Parameter(settled))
+    else:
+        fake.replace_input_with(source, new_parameter(module, fake, f"{held.target}_blocks", settled))
 
 
 def _clip(module: fx.GraphModule, fake: fx.Node) -> None:

@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 from penjing.errors import ExportError
 from penjing.export.artifact import Artifact
 from penjing.export.floats import keep_floats
+from penjing.export.integers import grids_once, integer_biases, store_integers, zeros_of_their_own
 from penjing.export.lower import lower
 from penjing.export.names import name_layers
 from penjing.export.pads import pads_into_convolutions
 from penjing.export.pools import means_to_pools
+from penjing.export.proto import drop_unread
 from penjing.export.reductions import apart, biases_in_one_dimension, products_in_float
 from penjing.export.spell import spell_out
 from penjing.files import digest, whole_file
@@ -32,7 +34,6 @@ from penjing.quant.grids import BITS
 from penjing.quant.learned import settle
 from penjing.quant.norms import norms_over_channels
 
-FEW = 64  # integers that are not worth packing
 _OPERATORS: dict[tuple[tuple[str, Any], ...], Any] = {}  # torch's tables, by what was asked for
 
 
@@ -64,18 +65,18 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     proto = _converted(copied, inputs, dims)
     if runtime == "onnxruntime":
         means_to_pools(proto)
-    _store_integers(proto)
-    _zeros_of_their_own(proto)
-    _once(proto)
+    store_integers(proto)
+    zeros_of_their_own(proto)
+    grids_once(proto)
     biases_in_one_dimension(proto)
     apart(proto, runtime)
     if runtime == "openvino" and profile.weight_bits < max(BITS):  # where a bit is spared, sums of 8-bit products overflow
         products_in_float(proto)
-    _integer_biases(proto)
+    integer_biases(proto)
     pads_into_convolutions(proto)
     if runtime == "onnxruntime":
         keep_floats(proto)
-    _drop_unread(proto)
+    drop_unread(proto)
     reasons = name_layers(proto, module)
     _strip(proto)
     with whole_file(destination, ExportError) as part:
@@ -203,127 +204,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _store_integers(proto: Any) -> None:
-    """Replace ``QuantizeLinear(weight)`` by the integers it gives, so that the file holds one byte a weight."""
-    from onnx import numpy_helper
-
-    held = {t.name: t for t in proto.graph.initializer}
-    for node in [n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in held]:
-        weight, scale, zero = (torch.from_numpy(numpy_helper.to_array(held[i]).copy()) for i in node.input[:3])
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        shape = [-1 if d == axis else 1 for d in range(weight.ndim)] if scale.ndim else []
-        limits = torch.iinfo(zero.dtype)
-        # As torch's fake-quantize does it: multiply by the inverse, round half to even, then shift.
-        integers = torch.round(weight * (1 / scale).view(shape)) + zero.view(shape)
-        stored = integers.clamp(limits.min, limits.max).to(zero.dtype)
-        proto.graph.node.remove(node)
-        _store(proto, node.output[0], stored)
-
-
-def _zeros_of_their_own(proto: Any) -> None:
-    """Give every stored weight zero points that no other one has.
-
-    torch keeps equal constants once. Where a matrix product shares its zeros with convolutions, OpenVINO keeps them, and with
-    them the weights of all of these, in float, and runs none of them in integers.
-    """
-    from onnx import TensorProto
-
-    held = {t.name: t for t in proto.graph.initializer}
-    computed = {o for n in proto.graph.node if n.op_type != "Cast" for o in n.output} | {i.name for i in proto.graph.input}
-    for node in proto.graph.node:
-        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[0] not in computed:
-            zero = TensorProto()
-            zero.CopyFrom(held[node.input[2]])
-            zero.name = node.input[2] = f"{node.input[0]}.zero_point"
-            if zero.name not in held:  # else two read the same weight
-                proto.graph.initializer.append(zero)
-                held[zero.name] = zero
-
-
-def _once(proto: Any) -> None:
-    """Leave out a grid right behind the same one, as behind a slice that takes all: OpenVINO breaks down over two."""
-    from onnx import numpy_helper
-
-    held = {t.name: numpy_helper.to_array(t).tobytes() for t in proto.graph.initializer}
-    made = {o: n for n in proto.graph.node for o in n.output}
-    for node in [n for n in proto.graph.node if n.op_type == "DequantizeLinear"]:
-        quantize = made.get(node.input[0])
-        if quantize is None or quantize.op_type != "QuantizeLinear":
-            continue
-        before = made.get(quantize.input[0])
-        if before is None or before.op_type != "DequantizeLinear":
-            continue
-        if [held.get(i, i) for i in before.input[1:]] == [held.get(i, i) for i in quantize.input[1:]]:
-            node.input[0] = before.input[0]
-    _drop_unread(proto)
-
-
-def _drop_unread(proto: Any) -> None:
-    """Leave out the operations and weights that nothing reads any more and that are no output; a runtime would run them."""
-    used = {o.name for o in proto.graph.output}
-    for node in reversed(list(proto.graph.node)):
-        if used.isdisjoint(node.output):
-            proto.graph.node.remove(node)
-        else:
-            used |= _reads(node)
-    for held in [t for t in proto.graph.initializer if t.name not in used]:
-        proto.graph.initializer.remove(held)
-
-
-def _reads(node: Any) -> set[str]:
-    """What an operation reads, its branches and bodies too."""
-    inner = [n for a in node.attribute for graph in (a.g, *a.graphs) for n in graph.node]
-    outputs = {o.name for a in node.attribute for graph in (a.g, *a.graphs) for o in graph.output}
-    return set(node.input) | outputs | {name for n in inner for name in _reads(n)}
-
-
-def _store(proto: Any, name: str, integers: Tensor) -> None:
-    """Keep integers under that name: two in a byte where all have 4 bits, which a runtime widens when it loads the file."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    signed = integers.dtype == torch.int8
-    low, high = (-8, 7) if signed else (0, 15)
-    if integers.numel() < FEW or int(integers.min()) < low or int(integers.max()) > high:
-        proto.graph.initializer.append(numpy_helper.from_array(integers.numpy(), name))
-        return
-    kind, wide = (TensorProto.INT4, TensorProto.INT8) if signed else (TensorProto.UINT4, TensorProto.UINT8)
-    packed = helper.make_tensor(f"{name}.packed", kind, list(integers.shape), integers.flatten().tolist())
-    proto.graph.initializer.append(packed)
-    proto.graph.node.insert(0, helper.make_node("Cast", [packed.name], [name], name=packed.name, to=wide))
-    _need_opset(proto, 21)  # the first that has 4-bit integers
-
-
-def _need_opset(proto: Any, version: int) -> None:
-    main = next(o for o in proto.opset_import if not o.domain)
-    main.version = max(main.version, version)
-
-
-def _integer_biases(proto: Any) -> None:
-    """Store the bias of an int8 Gemm as the int32 it is added as.
-
-    ONNX Runtime does so itself for convolutions; a Gemm with a float bias it would run in float.
-    """
-    from onnx import helper, numpy_helper
-
-    held = {t.name: t for t in proto.graph.initializer}
-    made = {o: n for n in proto.graph.node for o in n.output}
-    for node in [n for n in proto.graph.node if n.op_type == "Gemm" and len(n.input) == 3 and n.input[2] in held]:
-        sources = [made.get(i) for i in node.input[:2]]
-        if not all(s is not None and s.op_type == "DequantizeLinear" for s in sources):
-            continue
-        scales = [torch.from_numpy(numpy_helper.to_array(held[s.input[1]]).copy()) for s in sources if s is not None]
-        scale = scales[0] * scales[1]
-        bias = torch.from_numpy(numpy_helper.to_array(held[node.input[2]]).copy())
-        limits = torch.iinfo(torch.int32)
-        stored = torch.round(bias.double() / scale.double()).clamp(limits.min, limits.max).to(torch.int32)
-        names = [f"{node.name}.bias.{leaf}" for leaf in ("integers", "scale", "zero_point")]
-        for name, value in zip(names, (stored, scale, torch.zeros_like(stored)), strict=True):
-            proto.graph.initializer.append(numpy_helper.from_array(value.numpy(), name))
-        node.input[2] = f"{node.name}.bias"
-        dequantize = helper.make_node("DequantizeLinear", names, [node.input[2]], name=node.input[2], axis=0)
-        proto.graph.node.insert(list(proto.graph.node).index(node), dequantize)
 
 
 def _strip(proto: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from penjing.errors import ExportError, RuntimeMissing
 from penjing.export.kernels import Kernel
 from penjing.export.profiles import Spent, call_for
+from penjing.export.proto import attribute, makers
 
 INTEGER = {
     "QLinearConv",
@@ -53,9 +54,9 @@ def kernels(path: Path, shapes: Sequence[tuple[int, ...]], precision: str | None
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         _session(path, None, optimized)
-        graph = onnx.load(optimized).graph
-    made = {o: n for n in graph.node for o in n.output}
-    return [_kernel(n, made) for n in graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+        proto = onnx.load(optimized)
+    made = makers(proto)
+    return [_kernel(n, made) for n in proto.graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
 
 
 def profile(path: Path, arrays: list[np.ndarray], threads: int | None, precision: str | None, seconds: float) -> list[Spent]:
@@ -89,12 +90,12 @@ def _kernel(node: Any, made: dict[str, Any]) -> Kernel:
     integer = node.op_type.startswith("QLinear") or node.op_type in INTEGER
     # A node that only moves or picks elements has no integer form of its own: it reads what is already there.
     moved = not integer and node.op_type in ("MaxPool", "Reshape", "Flatten", "Transpose") and _reads_integers(node, made)
-    activation = [a.s.decode() for a in node.attribute if a.name == "activation"]
+    activation = attribute(node, "activation", b"").decode()
     return Kernel(
         node.name or node.output[0],
         node.op_type,
         "int8" if integer or moved else "f32",
-        tuple(a for a in activation if a),
+        (activation,) if activation else (),
         node.op_type in WEIGHTED,
     )
 

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from penjing.export.proto import attribute, makers, weights
+
 
 def pads_into_convolutions(proto: Any) -> None:
     """Give every constant padding with zeros to the convolution that alone reads it, in place, also over a grid between them.
 
     ONNX Runtime has no int8 padding: on networks that pad unevenly ("same", as TensorFlow does) it costs a quarter of the time.
     """
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
-    held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-    made = {o: n for n in proto.graph.node for o in n.output}
+    held = {name: numpy_helper.to_array(t) for name, t in weights(proto).items()}
+    made = makers(proto)
     readers: dict[str, list[Any]] = {}
     for node in proto.graph.node:
         for name in node.input:
@@ -30,7 +32,7 @@ def pads_into_convolutions(proto: Any) -> None:
         shown = any(n.output[0] in outputs for n in chain)  # somebody wants the padded map itself
         if not sizes or shown or conv is None or more or conv.op_type != "Conv" or chain[-1].output[0] != conv.input[0]:
             continue
-        _add(conv, sizes, helper)
+        _add(conv, sizes)
         # Zero is on every grid, so it does not matter which comes first; and a second grid that is the first does nothing.
         again = len(chain) > 1 and before is not None and list(before.input[1:]) == list(chain[-1].input[1:])
         whole = again or len(chain) == 1
@@ -41,7 +43,7 @@ def pads_into_convolutions(proto: Any) -> None:
 
 def _zeros(pad: Any, held: Mapping[str, Any]) -> list[int]:
     """How many zeros go before and behind each spatial dim, as ONNX orders them; empty where it pads anything else."""
-    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
+    mode = attribute(pad, "mode", b"constant")
     given = held.get(pad.input[1]) if len(pad.input) > 1 else None
     value = held.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
     fixed = len(pad.input) < 3 or not pad.input[2] or value is not None
@@ -54,9 +56,10 @@ def _zeros(pad: Any, held: Mapping[str, Any]) -> list[int]:
     return [*sizes[2:half], *sizes[half + 2 :]]
 
 
-def _add(conv: Any, sizes: list[int], helper: Any) -> None:
-    own = next((a for a in conv.attribute if a.name == "pads"), None)
-    total = [a + b for a, b in zip(own.ints if own is not None else [0] * len(sizes), sizes, strict=True)]
-    for attribute in [a for a in conv.attribute if a.name in ("pads", "auto_pad")]:
-        conv.attribute.remove(attribute)
+def _add(conv: Any, sizes: list[int]) -> None:
+    from onnx import helper
+
+    total = [a + b for a, b in zip(attribute(conv, "pads", [0] * len(sizes)), sizes, strict=True)]
+    for old in [a for a in conv.attribute if a.name in ("pads", "auto_pad")]:
+        conv.attribute.remove(old)
     conv.attribute.append(helper.make_attribute("pads", total))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from penjing.export.proto import attribute, insert
+
 
 def means_to_pools(proto: Any) -> None:
     """Replace every mean over height and width by a global average pool, in place.
@@ -11,7 +13,7 @@ def means_to_pools(proto: Any) -> None:
     from onnx import helper, numpy_helper
 
     held = {t.name: numpy_helper.to_array(t).tolist() for t in proto.graph.initializer if t.dims == [2] and t.data_type == 7}
-    for at, node in enumerate(proto.graph.node):
+    for node in list(proto.graph.node):
         if (
             node.op_type != "ReduceMean"
             or len(node.input) != 2
@@ -20,7 +22,7 @@ def means_to_pools(proto: Any) -> None:
             continue
         if len(sizes(proto, node.input[0])) != 4:
             continue
-        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        keep = attribute(node, "keepdims", 1)
         if keep:
             pooled = [helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)]
         else:
@@ -29,9 +31,9 @@ def means_to_pools(proto: Any) -> None:
                 helper.make_node("GlobalAveragePool", [node.input[0]], [whole], name=node.name),
                 helper.make_node("Flatten", [whole], list(node.output), name=f"{node.name}.flat", axis=1),
             ]
+        for new in pooled:
+            insert(proto, new, node)
         proto.graph.node.remove(node)
-        for offset, new in enumerate(pooled):
-            proto.graph.node.insert(at + offset, new)
 
 
 def sizes(proto: Any, name: str) -> tuple[int, ...]:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Set
 from typing import Any
 
+import numpy as np
+
 from penjing.export.pools import sizes
+from penjing.export.proto import add_weight, attribute, insert, makers, weights
 
 MOVES = ("Slice", "Split", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Pad", "Relu", "Identity")
 EXTREMES = ("ReduceMax", "ReduceMin", "GlobalMaxPool")
@@ -16,10 +19,9 @@ def biases_in_one_dimension(proto: Any) -> None:
     OpenVINO (2026.4, CPU) moves the scales of such a convolution behind a mean, sum or maximum over its positions, and mixes
     them up there as soon as the batch is larger than 1. A bias between the two holds them where they are.
     """
-    import numpy as np
     from onnx import numpy_helper
 
-    held = {t.name: t for t in proto.graph.initializer}
+    held = weights(proto)
     integers = {n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
     for node in proto.graph.node:
         shape = sizes(proto, node.output[0])
@@ -29,7 +31,7 @@ def biases_in_one_dimension(proto: Any) -> None:
         if stored is not None and numpy_helper.to_array(stored).any():
             continue
         name = f"{node.output[0]}.bias"
-        proto.graph.initializer.append(numpy_helper.from_array(np.full(shape[1], NOTHING, np.float32), name))
+        add_weight(proto, name, np.full(shape[1], NOTHING, np.float32))
         del node.input[2:]
         node.input.append(name)
 
@@ -100,7 +102,7 @@ def _shifted(proto: Any) -> set[str]:
 
 def _multiplied(proto: Any) -> set[str]:
     """The values that products of two values read, perhaps moved or clipped in between."""
-    made = {o: n for n in proto.graph.node for o in n.output}
+    made = makers(proto)
     seen = [i for n in proto.graph.node if n.op_type == "MatMul" for i in n.input]
     for name in seen:
         if name in made and made[name].op_type in MOVES and made[name].input[0] not in seen:
@@ -109,16 +111,14 @@ def _multiplied(proto: Any) -> set[str]:
 
 
 def _is_grouped_in_3d(node: Any) -> bool:
-    given = {a.name: a for a in node.attribute} if node.op_type == "Conv" else {}
-    return "group" in given and given["group"].i > 1 and "kernel_shape" in given and len(given["kernel_shape"].ints) == 3
+    return node.op_type == "Conv" and attribute(node, "group", 1) > 1 and len(attribute(node, "kernel_shape", ())) == 3
 
 
 def _insert(proto: Any, beside: Any, source: str, made: str, *, behind: bool) -> None:
     """The maximum of a value and of what is below all."""
-    import numpy as np
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     least = f"{made}.least"
-    proto.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), least))
+    add_weight(proto, least, np.array(-np.inf, np.float32))
     node = helper.make_node("Max", [source, least], [made], name=f"{made}.apart")
-    proto.graph.node.insert(list(proto.graph.node).index(beside) + behind, node)
+    insert(proto, node, beside, behind=behind)

@@ -12,6 +12,7 @@ from torch import ops as torch_ops
 
 from penjing.export.windows import WINDOWS, means_of_windows
 from penjing.quant.editable import argument
+from penjing.quant.fold import replace_by
 
 aten = torch_ops.aten
 
@@ -23,8 +24,7 @@ def spell_out(module: fx.GraphModule) -> None:
             new = SPELLED[node.target](module.graph, node)
         if new is not None:
             new.meta = dict(node.meta)
-            node.replace_all_uses_with(new)
-            module.graph.erase_node(node)
+            replace_by(node, new)
     module.recompile()
 
 

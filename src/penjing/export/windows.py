@@ -10,6 +10,8 @@ from typing import Any
 from torch import fx
 from torch import ops as torch_ops
 
+from penjing.graph.walk import arguments, each
+
 aten = torch_ops.aten
 WINDOWS = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
 
@@ -35,11 +37,10 @@ class _Pool:
     @classmethod
     def of(cls, node: fx.Node) -> "_Pool":
         target: Any = node.target
-        given = {a.name: a.default_value for a in target._schema.arguments}
-        given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+        given = arguments(node)
         rank = next(n for n, known in WINDOWS.items() if known is target)
-        kernel, around = _each(given["kernel_size"], rank), _each(given["padding"], rank)
-        step = _each(given["stride"] or kernel, rank)
+        kernel, around = each(given["kernel_size"], rank), each(given["padding"], rank)
+        step = each(given["stride"] or kernel, rank)
         size, made = (list(v.meta["val"].shape[-rank:]) if "val" in v.meta else [None] for v in (given["self"], node))
         needs = None
         if all(isinstance(n, int) for n in (*size, *made)):
@@ -78,8 +79,3 @@ def _padded(graph: fx.Graph, pool: _Pool, behind: list[int]) -> fx.Node:
         return pool.source
     pads = [n for pair in zip(reversed(pool.around), reversed(ends), strict=True) for n in pair]
     return graph.call_function(aten.constant_pad_nd.default, (pool.source, pads, 0.0))
-
-
-def _each(value: int | list[int], rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values

@@ -46,6 +46,11 @@ class Group:
         return f"{self.axes[0].name}[{self.part}]" if self.part else self.axes[0].name
 
     @property
+    def equal(self) -> int:
+        """How many blocks it has that stay equal; 1 where any of its channels may go."""
+        return 1 if self.blocks is None else len(self.blocks)
+
+    @property
     def places(self) -> tuple[tuple[str, int, int], ...]:
         """Where a channel is cut from, and how many indices it holds there: the same before and after a cut."""
         return tuple((a.name, a.dim, a.index.shape[1]) for a in self.axes)

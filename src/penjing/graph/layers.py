@@ -10,22 +10,24 @@ import torch
 from torch import fx
 
 from penjing.graph.capture import Graph
-from penjing.graph.walk import shape_of
+from penjing.graph.walk import arguments, shape_of
 
 aten = torch.ops.aten
 
 
-def _kinds(kind: str, *names: str) -> dict[Any, str]:
-    packets = [getattr(aten, name) for name in names]
-    return {getattr(p, overload): kind for p in packets for overload in p.overloads() if not overload.endswith("out")}
-
-
-_KINDS: dict[Any, str] = {
-    **_kinds("conv", "conv1d", "conv2d", "conv3d"),
-    **_kinds("transposed conv", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    **_kinds("linear", "linear"),
+CONVOLUTIONS: frozenset[Any] = frozenset(
+    {getattr(aten, f"conv{n}d").default for n in (1, 2, 3)}
+    | {getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)}  # padding="same"
+)
+TRANSPOSED: frozenset[Any] = frozenset(
+    {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+)
+LINEAR: Any = aten.linear.default
+KINDS: dict[Any, str] = {
+    **dict.fromkeys(CONVOLUTIONS, "conv"),
+    **dict.fromkeys(TRANSPOSED, "transposed conv"),
+    LINEAR: "linear",
 }
-_GROUPS = 6  # the place of ``groups`` among the arguments of every convolution
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ class Layer:
 
 def weighted(graph: Graph) -> list[Weighted]:
     """The convolutions and linear layers whose weight is the model's own, in the order they run."""
-    return [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in _KINDS and _weight(n).op == "get_attr"]
+    return [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in KINDS and _weight(n).op == "get_attr"]
 
 
 def layers(graph: Graph) -> list[Layer]:
     """The convolutions and linear layers with what they cost, in the order they run; those whose weight is computed too."""
-    every = [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in _KINDS]
+    every = [_weighted(graph, n) for n in graph.module.graph.nodes if n.target in KINDS]
     batch = next((x.shape[0] for x in graph.example if x.ndim), 1)
     return [_layer(w, batch) for w in every]
 
@@ -123,12 +125,12 @@ def macs_without(layers: Iterable[Layer], lost: Mapping[tuple[str, int], int]) -
 
 def _weighted(graph: Graph, node: fx.Node) -> Weighted:
     weight = _weight(node)
-    groups = node.args[_GROUPS] if len(node.args) > _GROUPS else 1
+    groups = arguments(node).get("groups", 1)
     if isinstance(groups, fx.Node):  # as many as there are samples, where each has its own weights
         groups = groups.meta["val"].node.hint if isinstance(groups.meta["val"], torch.SymInt) else groups.meta["val"]
     assert isinstance(groups, int)
     shape = _shape(graph, weight) if weight.op == "get_attr" else shape_of(weight.meta["val"])
-    return Weighted(node, _made_of(graph, weight, shape), shape, _KINDS[node.target], groups)
+    return Weighted(node, _made_of(graph, weight, shape), shape, KINDS[node.target], groups)
 
 
 def _made_of(graph: Graph, weight: fx.Node, shape: tuple[int, ...]) -> str:

@@ -6,7 +6,7 @@ die together. Numbers below zero mark elements that belong to no channel. What m
 """
 
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -103,3 +103,9 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     given = {a.name: a.default_value for a in schema if a.has_default_value()}
     return {**given, **dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
+
+
+def each(value: int | Iterable[int], rank: int) -> list[int]:
+    """What an operation is given for all of its ``rank`` dims, as one number or as a list, as one number for each."""
+    values = [value] if isinstance(value, int) else [int(v) for v in value]
+    return values * rank if len(values) == 1 else values

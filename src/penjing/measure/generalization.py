@@ -9,45 +9,27 @@ import torch
 from torch import Generator, Tensor
 
 from penjing.errors import DataError
+from penjing.measure.classes import (
+    Calibration,
+    ClassScore,
+    Flips,
+    Forgotten,
+    calibration,
+    calibration_notes,
+    classified,
+    flip_notes,
+    flips,
+    forgotten,
+    scores_of_classes,
+)
 from penjing.measure.corruptions import CORRUPTIONS, Corruption
-from penjing.measure.paired import mcnemar, paired
+from penjing.measure.paired import paired
 from penjing.progress import Advance, Progress, silent
 from penjing.task import Batch, Batches, Metric, NoScore, Run, Score, as_tuple, scored
 
 CLASS_TIMES, CLASS_SHARE = 3, 0.02  # a class may lose so many times what is allowed, or this share, whichever is more
-ERROR = 0.05  # of calling a class worse when it is not, over all classes together (Bonferroni), and of the corruptions likewise
-FLIPPED = 0.10  # share of predictions that may change
-CALIBRATION = 0.03  # that the expected calibration error may grow by
 CORRUPTED_TIMES = 2  # times what is allowed that images may lose by being corrupted, beyond what clean ones lose
-BINS = 15  # of confidence, as Guo et al. 2017 have them
-SHOWN = 12  # forgotten samples that are listed
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """Share of a class's samples that each network gets right."""
-
-    label: int
-    samples: int
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Share of the predictions that changed; how many samples that made wrong (``worse``), and right (``better``)."""
-
-    flipped: float
-    worse: int
-    better: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Expected calibration error of each network, between 0 and 1."""
-
-    before: float
-    after: float
+CORRUPTED_ERROR = 0.05  # of saying that they lose more when they do not
 
 
 @dataclass(frozen=True)
@@ -58,22 +40,6 @@ class CorruptionScore:
     severity: int
     before: float
     after: float
-
-
-@dataclass(frozen=True)
-class Forgotten:
-    """A sample that only the first network gets right.
-
-    Attributes:
-        index: Its place in a walk over the batches, from 0.
-        was: What the first network says; ``now``: what the second says, with a ``confidence`` between 0 and 1.
-    """
-
-    index: int
-    label: int
-    was: int
-    now: int
-    confidence: float
 
 
 @dataclass(frozen=True)
@@ -107,19 +73,6 @@ class Generalization:
             "warnings": list(self.warnings),
             "forgotten": [dict(vars(x)) for x in self.forgotten],
         }
-
-
-@dataclass(frozen=True)
-class _Classified:
-    """What both networks say of each sample: ``labels`` ``(N,)``, and the shares ``(N, K)`` they give each class."""
-
-    labels: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-
-    def right(self, shares: np.ndarray) -> np.ndarray:
-        found: np.ndarray = shares.argmax(1) == self.labels
-        return found
 
 
 def generalization(
@@ -158,29 +111,16 @@ def generalization(
             notes = _corruption_notes(clean, scores, allowed, seed)
         except _NotImages as e:
             rows, notes = [], [f"Corrupted images were not tried, for the task's first inputs are no float images: {e}."]
-    found = _classified(tapes[0].outputs, tapes[1].outputs, [target for _, target in kept])
+    found = classified(tapes[0].outputs, tapes[1].outputs, [target for _, target in kept])
     if found is None:
         return Generalization(clean[0].samples, (), None, None, tuple(rows), tuple(notes), ())
     is_share = abs(found.right(found.before).mean() - clean[0].value) < 1e-6  # else ``allowed`` is in another unit
-    per_class, class_notes = _per_class(found, max(CLASS_TIMES * allowed, CLASS_SHARE) if is_share else CLASS_SHARE)
-    flips, calibration = _flips(found), _calibration(found)
+    per_class, class_notes = scores_of_classes(found, max(CLASS_TIMES * allowed, CLASS_SHARE) if is_share else CLASS_SHARE)
+    flipped, calibrated = flips(found), calibration(found)
     return Generalization(
-        clean[0].samples, per_class, flips, calibration, tuple(rows),
-        (*class_notes, *_flip_notes(flips), *_calibration_notes(calibration), *notes), _forgotten(found),
+        clean[0].samples, per_class, flipped, calibrated, tuple(rows),
+        (*class_notes, *flip_notes(flipped), *calibration_notes(calibrated), *notes), forgotten(found),
     )  # fmt: skip
-
-
-def expected_calibration_error(shares: np.ndarray, labels: np.ndarray) -> float:
-    """Mean gap between confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, arXiv:1706.04599).
-
-    Args:
-        shares: What each class is given, ``(N, K)``.
-        labels: Integers, ``(N,)``.
-    """
-    sure, right = shares.max(1), shares.argmax(1) == labels
-    bins = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # each closed above, as in the paper
-    gaps = np.bincount(bins, right, BINS) - np.bincount(bins, sure, BINS)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 class _NotImages(DataError):
@@ -265,7 +205,7 @@ def _corruption_notes(
     if not scores:
         return []
     costs = [_cost(clean[i], [pair[i] for pair in scores]) for i in (0, 1)]
-    extra = paired(costs[0], costs[1], confidence=1 - ERROR, seed=seed)
+    extra = paired(costs[0], costs[1], confidence=1 - CORRUPTED_ERROR, seed=seed)
     if extra.drop <= CORRUPTED_TIMES * allowed or extra.low <= 0:
         return []
     drop = clean[0].value - clean[1].value
@@ -282,92 +222,6 @@ def _cost(clean: Score, corrupted: Sequence[Score]) -> Score:
         clean.samples,
         np.mean([s.per_sample for s in corrupted], axis=0) - clean.per_sample,
     )
-
-
-def _classified(before: Sequence[Tensor | None], after: Sequence[Tensor | None], targets: Sequence[Any]) -> _Classified | None:
-    """The outputs as shares of classes; ``None`` where they, or the targets, are of another kind."""
-    if not all(map(_are_labels, targets)):
-        return None
-    labels = torch.cat([t.detach().cpu().long() for t in targets])
-    shares = []
-    for outputs in (before, after):
-        there = [x for x in outputs if x is not None]
-        if [len(x) for x in there] != [len(t) for t in targets] or len({x.shape[1] for x in there}) != 1:
-            return None
-        shares.append(_shares(torch.cat(there)))
-    width = shares[0].shape[1]
-    if shares[1].shape[1] != width or width < 2 or labels.min() < 0 or labels.max() >= width:
-        return None
-    return _Classified(labels.numpy(), *(x.numpy() for x in shares))
-
-
-def _are_labels(target: Any) -> bool:
-    whole = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
-    return whole and target.ndim == 1 and target.dtype != torch.bool
-
-
-def _shares(outputs: Tensor) -> Tensor:
-    """The softmax of logits; outputs that are shares of one already, as they are."""
-    if bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
-        return outputs
-    return outputs.softmax(1)
-
-
-def _per_class(found: _Classified, share: float) -> tuple[tuple[ClassScore, ...], list[str]]:
-    """Each class, and a warning for those that lose more than ``share``, by more than chance."""
-    was, now = found.right(found.before), found.right(found.after)
-    labels = np.unique(found.labels)
-    rows, notes = [], []
-    for label in labels:
-        a, b = was[found.labels == label], now[found.labels == label]
-        row = ClassScore(int(label), len(a), float(a.mean()), float(b.mean()))
-        rows.append(row)
-        if row.before - row.after > share and mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) < ERROR / len(labels):
-            notes.append(
-                f"Class {row.label} falls from {row.before:.1%} to {row.after:.1%} right on its {row.samples:,} samples: "
-                f"{_points(row.before - row.after)} points, where {_points(share)} is the threshold."
-            )
-    return tuple(rows), notes
-
-
-def _flips(found: _Classified) -> Flips:
-    was, now = found.right(found.before), found.right(found.after)
-    flipped = float((found.before.argmax(1) != found.after.argmax(1)).mean())
-    return Flips(flipped, int((was & ~now).sum()), int((now & ~was).sum()))
-
-
-def _flip_notes(flips: Flips) -> list[str]:
-    if flips.flipped <= FLIPPED:
-        return []
-    return [
-        f"{flips.flipped:.1%} of the predictions changed, where {FLIPPED:.0%} is the threshold: "
-        f"{flips.worse:,} samples became wrong and {flips.better:,} right."
-    ]
-
-
-def _calibration(found: _Classified) -> Calibration:
-    return Calibration(*(expected_calibration_error(x, found.labels) for x in (found.before, found.after)))
-
-
-def _calibration_notes(found: Calibration) -> list[str]:
-    if found.after - found.before <= CALIBRATION:
-        return []
-    return [
-        f"The expected calibration error grows from {_points(found.before)} to {_points(found.after)} points, where "
-        f"{_points(CALIBRATION)} more is the threshold: confidences mean less than they did."
-    ]
-
-
-def _forgotten(found: _Classified) -> tuple[Forgotten, ...]:
-    was, now, sure = found.right(found.before), found.right(found.after), found.after.max(1)
-    lost = np.flatnonzero(was & ~now)
-    order = lost[np.argsort(-sure[lost], kind="stable")][:SHOWN]
-    said = found.after.argmax(1)
-    return tuple(Forgotten(int(i), int(found.labels[i]), int(found.labels[i]), int(said[i]), float(sure[i])) for i in order)
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _number(value: float) -> str:

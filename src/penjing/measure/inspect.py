@@ -91,7 +91,7 @@ class Inspection:
                 {
                     "name": g.name,
                     "channels": g.channels,
-                    "blocks": 1 if g.blocks is None else len(g.blocks),
+                    "blocks": g.equal,
                     "summed": g.summed,
                     "places": [{"name": name, "dim": dim, "each": each} for name, dim, each in g.places],
                 }

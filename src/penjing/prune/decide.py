@@ -128,7 +128,7 @@ def plan_selection(evidence: Evidence, criterion: Criterion | str, selection: Se
     check_reachable(evidence, selection, start)
     scores = (criterion_named(criterion) if isinstance(criterion, str) else criterion)(evidence)
     _check_scores(evidence.channels, scores)
-    groups = _cuttable(evidence.channels, selection)
+    groups = cuttable(evidence.channels, selection.exclude, cut_sums=selection.cut_sums)
     possible = {g.name: _narrower(g, selection, start) for g in groups}
     family, divisor = RANKINGS[selection.ranking](evidence.graph.module), NORMALIZERS[selection.normalize]
     found = lines(groups, possible, start.sizes, scores, family, divisor)
@@ -152,8 +152,8 @@ def plan_widths(channels: Channels, scores: Scores, widths: Widths) -> ChannelPl
         size = groups[name].channels if name in groups else 0
         if not 1 <= n <= size:
             raise PlanError(f"width {n} of group {name} does not fit the model, which has {size} channels there")
-        if n % _blocks(groups[name]):
-            raise PlanError(f"width {n} of group {name} does not leave {_blocks(groups[name])} equal blocks; give a multiple")
+        if n % groups[name].equal:
+            raise PlanError(f"width {n} of group {name} does not leave {groups[name].equal} equal blocks; give a multiple")
     dropped: dict[tuple[str, int], set[int]] = {}
     for group in channels.groups:
         if widths.get(group.name, group.channels) == group.channels:
@@ -186,7 +186,7 @@ def check_reachable(evidence: Evidence, selection: Selection, start: Start) -> N
     Raises:
         BudgetError: Names the nearest that can be met.
     """
-    groups = _cuttable(evidence.channels, selection)
+    groups = cuttable(evidence.channels, selection.exclude, cut_sums=selection.cut_sums)
     if selection.macs is None:
         return
     least = _macs_of(evidence, {g.name: _narrower(g, selection, start)[-1] for g in groups})
@@ -197,26 +197,27 @@ def check_reachable(evidence: Evidence, selection: Selection, start: Start) -> N
         )
 
 
-def _cuttable(channels: Channels, selection: Selection) -> list[Group]:
-    for pattern in selection.exclude:
+def cuttable(channels: Channels, exclude: Sequence[str], *, cut_sums: bool) -> list[Group]:
+    """The groups of which channels may go: none that touches an excluded parameter; see ``plan_channels``.
+
+    Raises:
+        RecipeError: A pattern fits no parameter.
+    """
+    for pattern in exclude:
         if not any(fnmatch(name, pattern) for name in channels.shapes):
             near = next(iter(channels.shapes), "")
             raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {near!r}")
     return [
         g
         for g in channels.groups
-        if (selection.cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in selection.exclude)
+        if (cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in exclude)
     ]
-
-
-def _blocks(group: Group) -> int:
-    return 1 if group.blocks is None else len(group.blocks)
 
 
 def _narrower(group: Group, selection: Selection, start: Start) -> list[int]:
     """The width that a group has and those it may be cut to, widest first."""
     size = start.sizes.get(group.name, group.channels)  # a group may be new, once a depthwise layer has a single channel
-    widths = allowed_widths(size, selection.round_to, blocks=_blocks(group), floor=selection.floor)
+    widths = allowed_widths(size, selection.round_to, blocks=group.equal, floor=selection.floor)
     return [group.channels, *(w for w in widths if w < group.channels)]
 
 

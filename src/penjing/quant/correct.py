@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
+from penjing.graph.layers import TRANSPOSED
 from penjing.graph.walk import arguments
-from penjing.quant.editable import free_name, new_parameter
+from penjing.quant.editable import free_name, give_bias, new_parameter
 from penjing.quant.insert import Layer, layers, tensor, value_grid
 from penjing.quant.learned import settle, trained_steps
 from penjing.quant.lockstep import own, parameter, unquantized
-from penjing.quant.targets import TRANSPOSED
 
 aten = torch.ops.aten
 
@@ -122,10 +122,7 @@ def _add_biases(module: fx.GraphModule, chosen: Sequence[Layer]) -> None:
     for layer in missing:
         weight = parameter(module, layer.weight)
         outputs = weight.shape[layer.axis] * (arguments(layer.node).get("groups", 1) if layer.axis else 1)
-        owner = layer.weight.rpartition(".")[0]
-        name = free_name(module, f"{owner}.bias" if owner else f"{layer.weight}_bias")
-        added = new_parameter(module, layer.node, name, weight.detach().new_zeros(outputs))
-        layer.node.args = (*layer.node.args[:2], added, *layer.node.args[3:])
+        give_bias(module, layer.node, layer.weight, weight.detach().new_zeros(outputs))
     if missing:
         module.graph.lint()
         module.recompile()

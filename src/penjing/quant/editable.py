@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.quant.targets import TRANSPOSED, WEIGHTED
+from penjing.graph.layers import TRANSPOSED
+from penjing.graph.walk import arguments
+from penjing.quant.targets import WEIGHTED
 
 aten = torch.ops.aten
 
@@ -86,11 +88,7 @@ class Editable:
             held.meta = held.meta | {"val": torch.empty(self.weight.shape, dtype=self.dtype, device="meta")}
         if argument(self.node, 2, None) is None and not self.bias.any():
             return
-        self.node.args = (*self.node.args[:2], None, *self.node.args[3:])  # its own bias no longer counts as read
-        owner = name.rpartition(".")[0]
-        bias = free_name(self.module, f"{owner}.bias" if owner else f"{name}_bias")
-        added = new_parameter(self.module, self.node, bias, self.bias.to(self.dtype))
-        self.node.args = (*self.node.args[:2], added, *self.node.args[3:])
+        give_bias(self.module, self.node, name, self.bias.to(self.dtype))
 
 
 def editable(module: fx.GraphModule, node: object, *, light: bool = False) -> Editable | None:
@@ -101,7 +99,7 @@ def editable(module: fx.GraphModule, node: object, *, light: bool = False) -> Ed
     weight = attribute(module, held)
     if weight is None or _uses(module, weight) > 1:
         return None
-    groups = argument(node, 6, 1) if weight.ndim > 2 else 1
+    groups = arguments(node).get("groups", 1)
     assert isinstance(groups, int)
     output = WEIGHTED[node.target]
     outputs = weight.shape[output] * (groups if output == 1 else 1)
@@ -150,6 +148,14 @@ def new_parameter(module: fx.GraphModule, before: fx.Node, name: str, value: Ten
         node = module.graph.get_attr(name)
     node.meta = {"val": value.to("meta")}
     return node
+
+
+def give_bias(module: fx.GraphModule, layer: fx.Node, weight: str, value: Tensor) -> None:
+    """Make a bias beside the weight of that name, which the layer adds instead of the one that it has, if any."""
+    layer.args = (*layer.args[:2], None, *layer.args[3:])  # its own bias no longer counts as read
+    owner = weight.rpartition(".")[0]
+    name = free_name(module, f"{owner}.bias" if owner else f"{weight}_bias")
+    layer.args = (*layer.args[:2], new_parameter(module, layer, name, value), *layer.args[3:])
 
 
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:

@@ -68,11 +68,11 @@ def fold(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         scaling = read_scaling(module, node)
         if scaling and (scaling.does_nothing or _into_layer_before(module, scaling)):
-            _remove(node, scaling.source)
+            replace_by(node, scaling.source)
     for node in reversed(list(module.graph.nodes)):
         scaling = read_scaling(module, node)
         if scaling and _into_layer_after(module, node, scaling):
-            _remove(node, scaling.source)
+            replace_by(node, scaling.source)
     tidy(module)
 
 
@@ -96,7 +96,7 @@ def scalings_to_convolutions(module: fx.GraphModule) -> None:
         with module.graph.inserting_before(node):
             conv = module.graph.call_function(CONVOLUTIONS[node.meta["val"].ndim], (scaling.source,))
         conv.meta = dict(node.meta) | ({SCALING: True} if len(ones) == 2 else {})
-        _remove(node, conv)
+        replace_by(node, conv)
         held = []
         for leaf, value, shape in (("weight", scaling.scale, (channels, 1, *ones)), ("bias", scaling.shift, (channels,))):
             name = free_name(module, f"{owner}.{leaf}")
@@ -118,7 +118,7 @@ def convolutions_to_scalings(module: fx.GraphModule, kept: Container[str] = ()) 
             with module.graph.inserting_before(node):
                 value = module.graph.call_function(operation, (value, placed))
             value.meta = {k: v for k, v in node.meta.items() if k != SCALING}
-        _remove(node, value)
+        replace_by(node, value)
     tidy(module)
 
 
@@ -245,7 +245,7 @@ def _drop_idle(module: fx.GraphModule) -> None:
         if node.target in _CHECKS:
             module.graph.erase_node(node)
         elif (node.target in _DROPOUTS and node.args[2] is False) or _keeps_type(node):
-            _remove(node, node.all_input_nodes[0])
+            replace_by(node, node.all_input_nodes[0])
 
 
 def _keeps_type(node: fx.Node) -> bool:
@@ -254,7 +254,8 @@ def _keeps_type(node: fx.Node) -> bool:
     return plain and bool(node.all_input_nodes[0].meta["val"].dtype == node.args[1])
 
 
-def _remove(node: fx.Node, instead: fx.Node) -> None:
+def replace_by(node: fx.Node, instead: fx.Node) -> None:
+    """Let all who read a node read another one, and take it out of the graph."""
     node.replace_all_uses_with(instead)
     node.graph.erase_node(node)
 

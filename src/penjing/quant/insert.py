@@ -81,6 +81,14 @@ def layers(module: fx.GraphModule) -> Iterator[Layer]:
         yield Layer(node, str(held.target), None if bias is None else str(bias.target), WEIGHTED[node.target], grid)
 
 
+def read_weight(fake: fx.Node) -> fx.Node | None:
+    """The parameter that a fake-quantize node reads, in blocks or not; None where it reads a value."""
+    source = fake.args[0]
+    if isinstance(source, fx.Node) and source.target is aten.view.default:
+        source = source.args[0]
+    return source if isinstance(source, fx.Node) and source.op == "get_attr" else None
+
+
 def weight_name(layer: fx.Node) -> str:
     """The name of the parameter that a layer's weight is, with or without a grid; empty where it is computed."""
     source = layer.args[1]

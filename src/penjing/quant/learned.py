@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import ModelError, entry
 from penjing.quant.editable import set_tensor
+from penjing.quant.fold import replace_by
 from penjing.quant.grids import TINY, Grid
-from penjing.quant.insert import FIXED, SLICES, WHOLE, layers, tensor
+from penjing.quant.insert import FIXED, SLICES, WHOLE, layers, read_weight, tensor
 from penjing.quant.targets import WEIGHTED
 
 aten = torch.ops.aten
@@ -145,7 +146,7 @@ def learn_steps(module: fx.GraphModule, how: str = "lsq") -> fx.GraphModule:
     if not fakes:
         raise ModelError("the network has no grids whose steps could be learned; give what quantize returned")
     for node in fakes:
-        (learn if _read_weight(node) is None else _learn_scale)(module, node)
+        (learn if read_weight(node) is None else _learn_scale)(module, node)
     return _tidied(module)
 
 
@@ -202,7 +203,7 @@ def settle(module: fx.GraphModule) -> fx.GraphModule:
         held = []
         with module.graph.inserting_before(node):
             for leaf, value in (("scale", scale), ("zero_point", zero)):
-                _put(module, f"{prefix}.{leaf}", value)
+                set_tensor(module, f"{prefix}.{leaf}", value)
                 held.append(module.graph.get_attr(f"{prefix}.{leaf}"))
             _replace(node, SLICES if axis else WHOLE, (node.args[0], *held, *axis, *_limits(node)))
     return _tidied(module)
@@ -280,19 +281,11 @@ def _limits(node: fx.Node) -> tuple[int, int]:
     return low, high
 
 
-def _read_weight(node: fx.Node) -> fx.Node | None:
-    """The parameter that a fake-quantize node reads, in blocks or not; None where it reads a value."""
-    source = node.args[0]
-    if isinstance(source, fx.Node) and source.target is aten.view.default:
-        source = source.args[0]
-    return source if isinstance(source, fx.Node) and source.op == "get_attr" else None
-
-
 def _factor(module: fx.GraphModule, node: fx.Node) -> float:
     """LSQ's scale of the gradient, which makes steps move about as fast as weights."""
     source, scale, zero = node.args[:3]
     assert isinstance(source, fx.Node)
-    weight = _read_weight(node)
+    weight = read_weight(node)
     if weight is not None:
         count = tensor(module, weight).numel() // tensor(module, scale).numel()
     else:
@@ -306,23 +299,14 @@ def _trained(module: fx.GraphModule, scale: object, leaf: str, value: Tensor) ->
     assert isinstance(scale, fx.Node)
     path = f"{str(scale.target).rpartition('.')[0]}.{leaf}"
     if path not in dict(module.named_parameters()):
-        _put(module, path, nn.Parameter(value.detach().clone().float()))
+        set_tensor(module, path, nn.Parameter(value.detach().clone().float()))
     return path
-
-
-def _put(module: fx.GraphModule, path: str, value: Tensor) -> None:
-    owner, _, leaf = path.rpartition(".")
-    holder = module.get_submodule(owner)
-    if hasattr(holder, leaf):
-        delattr(holder, leaf)
-    set_tensor(module, path, value)
 
 
 def _replace(node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     new = node.graph.call_function(target, args)
     new.meta = copy.copy(node.meta)
-    node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
+    replace_by(node, new)
 
 
 def _tidied(module: fx.GraphModule) -> fx.GraphModule:

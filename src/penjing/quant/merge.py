@@ -12,9 +12,10 @@ from dataclasses import replace
 import torch
 from torch import fx
 
+from penjing.graph.layers import CONVOLUTIONS
+from penjing.graph.walk import each
 from penjing.quant.editable import Editable, argument, editable
-from penjing.quant.fold import NORM, Scaling, read_scaling, tidy
-from penjing.quant.targets import CONVOLUTIONS
+from penjing.quant.fold import NORM, Scaling, read_scaling, replace_by, tidy
 
 aten = torch.ops.aten
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
@@ -25,12 +26,12 @@ def merge(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         scaling = read_scaling(module, node)
         if scaling and _into_parts(module, scaling):
-            _put(node, scaling.source)
+            replace_by(node, scaling.source)
     for node in list(module.graph.nodes):
         if node.target is aten.add.Tensor and not node.kwargs and len(node.args) == 2:
             merged = _merged(module, node)
             if merged is not None:
-                _put(node, merged)
+                replace_by(node, merged)
         if node.target is aten.cat.default and argument(node, 1, 0) == 1:
             _grouped(module, node)
     tidy(module)
@@ -139,7 +140,7 @@ def _grouped(module: fx.GraphModule, cat: fx.Node) -> None:
     first.node.args = (source, weight, *(bias or [None]), *settings, first.groups * len(layers))
     first.node.meta = dict(cat.meta)
     whole.store()
-    _put(cat, first.node)
+    replace_by(cat, first.node)
 
 
 def _split_by(layers: Sequence[Editable]) -> fx.Node | None:
@@ -160,13 +161,5 @@ def _split_by(layers: Sequence[Editable]) -> fx.Node | None:
 def _pair(layer: Editable, place: int, default: int) -> list[int]:
     """An argument of a convolution, one number for each spatial dim."""
     given = argument(layer.node, place, default)
-    dims = layer.weight.ndim - 2
-    if isinstance(given, int):
-        return [given] * dims
-    assert isinstance(given, list | tuple)
-    return [int(n) for n in given] * (dims if len(given) == 1 else 1)
-
-
-def _put(node: fx.Node, instead: fx.Node) -> None:
-    node.replace_all_uses_with(instead)
-    node.graph.erase_node(node)
+    assert isinstance(given, int | list | tuple)
+    return each(given, layer.weight.ndim - 2)

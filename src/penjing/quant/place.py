@@ -9,16 +9,15 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx
 
+from penjing.graph.layers import CONVOLUTIONS, TRANSPOSED
 from penjing.graph.walk import arguments
 from penjing.quant.fold import is_scaling
 from penjing.quant.targets import (
     ADDS,
-    CONVOLUTIONS,
     JOINED,
     PASSING,
     POOLS,
     PRODUCTS,
-    TRANSPOSED,
     WEIGHTED,
     Target,
     has_tailed_groups,
@@ -242,13 +241,13 @@ def _pads_zeros(node: fx.Node) -> bool:
     """Whether the node puts zeros around a value: they are on its grid."""
     if node.target is not aten.pad.default:
         return False
-    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])[:2]
-    return mode == "constant" and value in (None, 0)
+    given = arguments(node)
+    return given["mode"] == "constant" and given["value"] in (None, 0)
 
 
 def _pads_infinity(node: fx.Node) -> bool:
     """Whether the node puts values around that are on no grid, as before a maximum pool."""
-    value = (*node.args, *node.kwargs.values())[-1] if node.target in (aten.pad.default, aten.constant_pad_nd.default) else 0
+    value = arguments(node)["value"] if node.target in (aten.pad.default, aten.constant_pad_nd.default) else 0
     return isinstance(value, float) and math.isinf(value)
 
 
@@ -279,7 +278,7 @@ def origin(node: fx.Node) -> fx.Node:
 
 def is_joined(node: fx.Node) -> bool:
     """Whether a file puts the value together from others."""
-    return node.target in JOINED or (node.target is aten.pad.default and "circular" in node.args)
+    return node.target in JOINED or (node.target is aten.pad.default and arguments(node)["mode"] == "circular")
 
 
 def is_grouped_in_3d(node: fx.Node) -> bool:

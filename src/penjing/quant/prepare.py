@@ -4,7 +4,7 @@ import torch
 from torch import fx
 
 from penjing.quant.constants import settle_weights
-from penjing.quant.fold import fold, scalings_to_convolutions
+from penjing.quant.fold import fold, replace_by, scalings_to_convolutions
 from penjing.quant.merge import merge
 from penjing.quant.norms import norms_over_channels
 from penjing.quant.targets import Target
@@ -38,5 +38,4 @@ def _keep_dims(module: fx.GraphModule) -> None:
             flat = module.graph.call_function(aten.flatten.using_ints, (mean, 1))
         mean.meta = dict(node.meta) | {"val": node.meta["val"][:, :, None, None]}
         flat.meta = dict(node.meta)
-        node.replace_all_uses_with(flat)
-        module.graph.erase_node(node)
+        replace_by(node, flat)

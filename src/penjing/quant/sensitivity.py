@@ -15,8 +15,7 @@ from penjing.errors import DataError
 from penjing.progress import Progress, silent
 from penjing.quant.apart import Apart, decibels, noise_share
 from penjing.quant.insert import FIXED, Layer, layers
-
-Batch = tuple[Tensor, ...]
+from penjing.score.flow import Batch
 
 
 def sensitivity(

@@ -11,20 +11,16 @@ from typing import Any
 import torch
 
 from penjing.errors import RecipeError, entry
+from penjing.graph.layers import CONVOLUTIONS, LINEAR, TRANSPOSED
 from penjing.processor import overflows
 
 aten = torch.ops.aten
 
-CONVOLUTIONS: dict[Any, int] = {  # operation -> which dim of its weight holds the output channels
-    **{getattr(aten, f"conv{n}d").default: 0 for n in (1, 2, 3)},
-    **{getattr(aten, f"conv{n}d").padding: 0 for n in (1, 2, 3)},  # padding="same"
+WEIGHTED: dict[Any, int] = {  # operation -> which dim of its weight holds the output channels
+    **dict.fromkeys(CONVOLUTIONS, 0),
+    **dict.fromkeys(TRANSPOSED, 1),
+    LINEAR: 0,
 }
-TRANSPOSED: dict[Any, int] = {
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 1,
-    aten.conv_transpose3d.input: 1,
-}
-WEIGHTED: dict[Any, int] = {**CONVOLUTIONS, **TRANSPOSED, aten.linear.default: 0}
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})  # of two values
 PASSING = frozenset(
     {
@@ -120,7 +116,7 @@ OLDER = "x86 with AVX2 and no VNNI: pairs of 8-bit products overflow 16 bits the
 ONNXRUNTIME = Target(
     name="onnxruntime",
     runtime="onnxruntime",
-    weighted={**CONVOLUTIONS, aten.linear.default: 0},  # it has no int8 transposed convolution
+    weighted=dict.fromkeys(CONVOLUTIONS | {LINEAR}, 0),  # it has no int8 transposed convolution
     integer=ADDS | POOLS | {aten.mul.Tensor, aten.cat.default, aten.sigmoid.default},
     ends_convolution=True,
     shared_concat=True,  # with grids of their own, values are requantized one by one before they are copied

@@ -41,13 +41,15 @@ WORDS: dict[tuple[type, str], Words] = {
 
 @functools.cache
 def comments(cls: type) -> dict[str, str]:
-    """The comment at the end of the line of each field of a dataclass."""
+    """The comment at the end of the line of each field of a dataclass, of those that it inherits too."""
+    inherited = [comments(base) for base in cls.__bases__ if is_dataclass(base)]
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     body = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)).body
     lines = {n.target.id: n.end_lineno for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-    return {name: said[line] for name, line in lines.items() if line in said}
+    own = {name: said[line] for name, line in lines.items() if line in said}
+    return {name: told for base in inherited for name, told in base.items()} | own
 
 
 def json_schema(of: Any) -> dict[str, Any]:

@@ -17,7 +17,6 @@ class Forgotten(NamedTuple):
 
     image: str  # a data URL; empty where there is none
     truth: str
-    was: str
     now: str
     sure: str
     index: Any
@@ -141,4 +140,4 @@ def _corrupted(rows: Sequence[Data], metric: Metric) -> str:
 def _forgotten(row: Data) -> Forgotten:
     image = row.get("image") or ""
     sure = f"{100 * row['confidence']:.0f}\u00a0% sure" if row.get("confidence") is not None else ""
-    return Forgotten(image if IMAGE.fullmatch(image) else "", row["label"], row["was"], row["now"], sure, row["index"])
+    return Forgotten(image if IMAGE.fullmatch(image) else "", row["label"], row["now"], sure, row["index"])

@@ -16,13 +16,14 @@ from penjing.errors import PenjingError
 from penjing.graph import reading_once
 from penjing.progress import Progress, silent
 from penjing.recipe import Recipe
-from penjing.result import RESULT, Result, budget_entry, load_result
+from penjing.result import RESULT, Result, load_result
 from penjing.run.baseline import Baseline, measure_baseline
 from penjing.run.candidates import Maker
 from penjing.run.choose import Chooser
 from penjing.run.confirm import confirm
 from penjing.run.crew import Crew
 from penjing.run.job import Job
+from penjing.run.rows import budget_entry
 from penjing.run.tables import look
 from penjing.run.training import Trainer
 from penjing.search import Budget, Candidate, best, gallop, marked, over

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import islice
 
 import torch
 
 from penjing.distill.logits import is_classes
-from penjing.errors import RecipeError
 from penjing.graph import Channels, Graph, capture
-from penjing.prune import allowed_widths
+from penjing.prune.decide import allowed_widths, cuttable
 from penjing.quant.apart import Apart, divergence, noise_share
 from penjing.run.job import Job
 from penjing.score import Evidence
@@ -61,12 +59,5 @@ def _widths(job: Job, channels: Channels) -> dict[str, list[int]]:
     """The widths that every group may have; groups that are to stay whole are not there."""
     s = job.settings
     step = s.round_to or job.profile.lanes
-    for pattern in s.exclude:
-        if not any(fnmatch(name, pattern) for name in channels.shapes):
-            near = next(iter(channels.shapes), "")
-            raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {near!r}")
-    return {
-        g.name: allowed_widths(g.channels, step, blocks=1 if g.blocks is None else len(g.blocks), floor=s.floor)
-        for g in channels.groups
-        if (s.cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in s.exclude)
-    }
+    groups = cuttable(channels, s.exclude, cut_sums=s.cut_sums)
+    return {g.name: allowed_widths(g.channels, step, blocks=g.equal, floor=s.floor) for g in groups}

@@ -21,7 +21,7 @@ def forgotten(found: dict[str, Any], task: Task) -> dict[str, Any]:
     per_class = [{**row, "label": word(row["class"])} for row in found["per_class"] or ()]
     images = _images(task, [row["index"] for row in found["forgotten"] or ()])
     rows = [
-        {**row, **{k: word(row[k]) for k in ("label", "was", "now")}, "image": images.get(row["index"])}
+        {**row, **{k: word(row[k]) for k in ("label", "now")}, "image": images.get(row["index"])}
         for row in found["forgotten"] or ()
     ]
     warnings = [re.sub(r"^Class (\d+) ", lambda m: f"Class {word(int(m[1]))} ", said) for said in found["warnings"]]

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import fx, nn
 
-import penjing.result as told
 from penjing.errors import PenjingError
 from penjing.export import RUNTIMES, Artifact, agreements, left_in_float
 from penjing.files import whole_file, write_json
@@ -17,11 +16,26 @@ from penjing.measure import Judgement, Paired, compare, generalization, layers, 
 from penjing.prune.store import save
 from penjing.recipe import RECIPE, dump_recipe
 from penjing.report import write_report
+from penjing.result import ARTIFACT, DEFAULT, FP32, PLAN, REPORT, RESULT, SMALL, WEIGHTS, package_version
 from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
 from penjing.run.choose import Net
 from penjing.run.job import Job
 from penjing.run.pictures import forgotten
+from penjing.run.rows import (
+    accuracy,
+    budget_entry,
+    candidate_rows,
+    file_entry,
+    how_to_load,
+    kernel_rows,
+    latency_rows,
+    layer_rows,
+    now,
+    slower_rows,
+    speedup,
+    verdict,
+)
 from penjing.run.training import control_key, key_in_integers
 from penjing.search import Candidate, Mix, over
 from penjing.search.mix import FLOAT
@@ -87,31 +101,31 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "classes": classes,
         "training": _training(job, tried, shipped),
         "stages": [{k: v for k, v in row.items() if k != "of"} for row in job.log.rows("stages") if row.get("of") == job.asked],
-        "penjing": told.package_version(),
-        "created": told.now(),
+        "penjing": package_version(),
+        "created": now(),
         "name": type(job.model).__name__,
         "target": job.profile.runtime,
-        "budget": told.budget_entry(job.budget),
+        "budget": budget_entry(job.budget),
         "machine": machine() | {"threads": job.threads, "profile": job.profile.name},
         "settings": asdict(job.settings),
         "judges": job.judges,
     }
-    data["verdict"] = told.verdict(data, shipped.judgement)
-    (job.out / told.RESULT).unlink(missing_ok=True)  # of an earlier run under another budget: the files beside it change now
+    data["verdict"] = verdict(data, shipped.judgement)
+    (job.out / RESULT).unlink(missing_ok=True)  # of an earlier run under another budget: the files beside it change now
     if job.recipe is not None:
         dump_recipe(job.recipe, job.out / RECIPE)
-    with whole_file(job.out / told.ARTIFACT) as part:
+    with whole_file(job.out / ARTIFACT) as part:
         shutil.copyfile(shipped.artifact.path, part)
-    shipped.net.plan.save(job.out / told.PLAN)
-    save(job.out / told.WEIGHTS, shipped.net.module, shipped.net.plan, job.example)
-    write_report(data, job.out / told.REPORT)
-    write_json(job.out / told.RESULT, data)
+    shipped.net.plan.save(job.out / PLAN)
+    save(job.out / WEIGHTS, shipped.net.module, shipped.net.plan, job.example)
+    write_report(data, job.out / REPORT)
+    write_json(job.out / RESULT, data)
 
 
 def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) -> dict[str, Any]:
     artifact, original = shipped.artifact, baseline.artifact
     with job.stage("time"):
-        rows = told.latency_rows(_timings(job, original, shipped))
+        rows = latency_rows(_timings(job, original, shipped))
     with job.stage("compare with torch"):
         runs = {name: artifact.on(name).load(job.threads, shipped.precision) for name in RUNTIMES}
         found = agreements(runs, shipped.module, (as_tuple(x) for x, _ in job.task.confirm))
@@ -124,11 +138,11 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
     ]
     precisions = {k.layer: k.precision for k in kernels[job.profile.runtime] if k.weighted}
     times = [{} if shipped.is_original else p.layers for p in profiles]  # of one network twice they would tell of noise
-    rows_of_layers = told.layer_rows(layers(old), layers(new), precisions, times)
+    rows_of_layers = layer_rows(layers(old), layers(new), precisions, times)
     size = job.settings.batch
     small = shipped.module if isinstance(shipped.module, fx.GraphModule) else new
     return {
-        "accuracy": told.accuracy(job.task.metric, shipped.before, shipped.after, shipped.found),
+        "accuracy": accuracy(job.task.metric, shipped.before, shipped.after, shipped.found),
         "size": {
             "parameters": [parameters(job.model), parameters(shipped.net.module)],
             "macs": [macs(old), macs(new)],
@@ -136,21 +150,21 @@ def _measured(job: Job, baseline: Baseline, shipped: Shipped, *, classes: bool) 
             "memory": [peak_memory(old, size), peak_memory(small, size)],
         },
         "latency": rows,
-        "speedup": told.speedup(rows, size),
+        "speedup": speedup(rows, size),
         "layers": rows_of_layers,
         "other_time": [sum(p.rest.values()) for p in profiles],
-        "slower": told.slower_rows(rows_of_layers, job.profile.lanes),
+        "slower": slower_rows(rows_of_layers, job.profile.lanes),
         "agreement": agree,
-        "kernels": {name: told.kernel_rows(k) for name, k in kernels.items()},
+        "kernels": {name: kernel_rows(k) for name, k in kernels.items()},
         "left_in_float": {name: [k.layer for k in left_in_float(ks)] for name, ks in kernels.items()},
-        "load": told.how_to_load(artifact, shipped.precision, job.example, classes=classes),
-        "files": told.file_entry(artifact, shipped.precision),
+        "load": how_to_load(artifact, shipped.precision, job.example, classes=classes),
+        "files": file_entry(artifact, shipped.precision),
     }
 
 
 def _timings(job: Job, original: Artifact, shipped: Shipped) -> dict[tuple[str, int], dict[str, Any]]:
     table: dict[tuple[str, int], dict[str, Any]] = {}
-    files = ((told.FP32, original, "f32"), (told.DEFAULT, original, None), (told.SMALL, shipped.artifact, shipped.precision))
+    files = ((FP32, original, "f32"), (DEFAULT, original, None), (SMALL, shipped.artifact, shipped.precision))
     others = job.settings.report_batches if original.dynamic and shipped.artifact.dynamic else ()
     for batch in sorted({job.settings.batch, *others}):
         keys = {f"{runtime} {net}": (runtime, net) for runtime in RUNTIMES for net, _, _ in files}
@@ -228,4 +242,4 @@ def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shippe
         seconds[row.get("key", "")] = seconds.get(row.get("key", ""), 0.0) + row["seconds"]
     spent = {c.key: sum(seconds.get(key, 0.0) for key in (c.key, key_in_integers(c.key))) for c in shown}
     minutes = {key: s / 60 for key, s in spent.items() if s}
-    return told.candidate_rows(first, shown, baseline.score, minutes)
+    return candidate_rows(first, shown, baseline.score, minutes)

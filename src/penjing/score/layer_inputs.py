@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from penjing.errors import DataError, ModelError
 from penjing.score.layer_weights import LayerWeight
+from penjing.score.windows import padded, pads_of_spread, spread, unfolded
 
 ROWS, LEAST_ROWS = 4, 1024  # positions looked at in a batch: so many for each column, and at least so many
 
@@ -57,36 +58,23 @@ def columns(module: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
     assert isinstance(module, _ConvNd)
     rank = len(module.kernel_size)
     x = x if x.ndim == rank + 2 else x[None]
-    windows = _spread(module, x) if isinstance(module, _ConvTransposeNd) else _padded(module, x)
-    step = (1,) * rank if isinstance(module, _ConvTransposeNd) else module.stride
-    for i, (k, s, d) in enumerate(zip(module.kernel_size, step, module.dilation, strict=True)):
-        windows = windows.unfold(2 + i, (k - 1) * d + 1, s)[..., ::d]
-    windows = windows.movedim(1, 1 + rank)  # (N, positions..., C, kernel...)
-    if isinstance(module, _ConvTransposeNd):
-        windows = windows.flip(list(range(2 + rank, 2 + 2 * rank)))
+    windows = _windows(module, x).movedim(1, 1 + rank)  # (N, positions..., C, kernel...)
     d = module.in_channels // module.groups * math.prod(module.kernel_size)
     places = windows.shape[: 1 + rank]
     at = torch.unravel_index(_drawn(places.numel(), d, generator).to(x.device), places)
     return windows[at].reshape(-1, module.groups, d).transpose(0, 1)
 
 
-def _padded(module: _ConvNd, x: Tensor) -> Tensor:
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(x, module._reversed_padding_repeated_twice, mode)
-
-
-def _spread(module: _ConvTransposeNd, x: Tensor) -> Tensor:
-    """The input that an ordinary convolution with the turned kernel would read: zeros in between, and around it."""
-    for i, s in enumerate(module.stride):
-        wide = x.new_zeros(*x.shape[: 2 + i], (x.shape[2 + i] - 1) * s + 1, *x.shape[3 + i :])
-        wide[(slice(None),) * (2 + i) + (slice(None, None, s),)] = x
-        x = wide
-    around: list[int] = []
-    sizes = zip(module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True)
-    for k, d, p, more in reversed(list(sizes)):
-        assert isinstance(p, int)
-        around += [d * (k - 1) - p, d * (k - 1) - p + more]
-    return F.pad(x, around)
+def _windows(module: _ConvNd, x: Tensor) -> Tensor:
+    """``(N, C, positions..., kernel...)``; of a transposed convolution as an ordinary one with the turned kernel reads them."""
+    if not isinstance(module, _ConvTransposeNd):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+        return unfolded(x, module.kernel_size, module.stride, module.dilation)
+    rank, sides = len(module.kernel_size), [int(p) for p in module.padding]
+    pads = pads_of_spread(module.kernel_size, module.dilation, sides, module.output_padding)
+    x = padded(spread(x, module.stride), pads)
+    return unfolded(x, module.kernel_size, (1,) * rank, module.dilation).flip(list(range(2 + rank, 2 + 2 * rank)))
 
 
 def _drawn(count: int, d: int, generator: torch.Generator) -> Tensor:

@@ -3,29 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from penjing.errors import ModelError, RecipeError
-
-aten = torch.ops.aten
-# Operations with a weight, in a graph: whether it holds the inputs first, and the place of the number of groups.
-_OPERATIONS: dict[Any, tuple[bool, int | None]] = {
-    aten.conv1d.default: (False, 6),
-    aten.conv2d.default: (False, 6),
-    aten.conv3d.default: (False, 6),
-    aten.conv1d.padding: (False, 6),
-    aten.conv2d.padding: (False, 6),
-    aten.conv3d.padding: (False, 6),
-    aten.conv_transpose1d.default: (True, 6),
-    aten.conv_transpose2d.input: (True, 6),
-    aten.conv_transpose3d.input: (True, 6),
-    aten.linear.default: (False, None),
-}
-
+from penjing.graph.layers import KINDS, TRANSPOSED
+from penjing.graph.walk import arguments
 
 _GRIDS = ("fake_quantize", "lsq", "aten.view")  # what stands between a weight and its layer where it has a grid
 
@@ -94,12 +78,11 @@ def _in_modules(model: nn.Module) -> Iterator[LayerWeight]:
 def _in_graph(model: fx.GraphModule) -> Iterator[LayerWeight]:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for node in model.graph.nodes:
-        if node.target not in _OPERATIONS:
+        if node.target not in KINDS:
             continue
-        transposed, place = _OPERATIONS[node.target]
         weight = node.args[1]
         while weight.op == "call_function" and any(word in str(weight.target) for word in _GRIDS):
             weight = weight.args[0]
         if weight.op == "get_attr" and weight.target in shapes:
-            groups = node.args[place] if place is not None and len(node.args) > place else 1
-            yield LayerWeight(str(weight.target), shapes.pop(weight.target), transposed, groups)
+            groups = arguments(node).get("groups", 1)
+            yield LayerWeight(str(weight.target), shapes.pop(weight.target), node.target in TRANSPOSED, groups)

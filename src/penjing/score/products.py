@@ -12,17 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from penjing.graph import Graph
-from penjing.graph.walk import arguments
+from penjing.graph.layers import KINDS, LINEAR, TRANSPOSED
+from penjing.graph.walk import arguments, each
 from penjing.score.flow import tensor_of
+from penjing.score.windows import Pads, padded, pads_of_spread, spread, unfolded
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {getattr(aten, f"conv{n}d").default for n in (1, 2, 3)} | {
-    getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)
-}
-_TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Product:
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    padding: tuple[tuple[int, int], ...] = ()
+    padding: Pads = ()
 
     @property
     def reads(self) -> int:
@@ -121,18 +118,9 @@ class Product:
 
     def _windows(self, x: Tensor) -> Tensor:
         """A view ``(samples, channels, positions..., kernel...)``."""
-        if self.transposed and max(self.stride) > 1:
-            sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.stride, strict=True)]
-            spread = x.new_zeros(*x.shape[:2], *sizes)
-            every: Any = (..., *(slice(None, None, s) for s in self.stride))
-            spread[every] = x
-            x = spread
-        x = F.pad(x, [n for pair in reversed(self.padding) for n in pair])
-        steps = (1,) * len(self.kernel) if self.transposed else self.stride
-        for i, (k, step, d) in enumerate(zip(self.kernel, steps, self.dilation, strict=True)):
-            x = x.unfold(2 + i, d * (k - 1) + 1, step)
-        apart: Any = (..., *(slice(None, None, d) for d in self.dilation))
-        return x[apart]
+        if not self.transposed:
+            return unfolded(padded(x, self.padding), self.kernel, self.stride, self.dilation)
+        return unfolded(padded(spread(x, self.stride), self.padding), self.kernel, (1,) * len(self.kernel), self.dilation)
 
 
 def products(graph: Graph) -> dict[fx.Node, Product]:
@@ -145,7 +133,7 @@ def products(graph: Graph) -> dict[fx.Node, Product]:
 
 
 def _product(graph: Graph, node: fx.Node) -> Product | None:
-    if node.target not in _CONVOLUTIONS | _TRANSPOSED | {aten.linear.default}:
+    if node.target not in KINDS:
         return None
     given = arguments(node)
     source, weight, bias = given["input"], given["weight"], given["bias"]
@@ -153,14 +141,14 @@ def _product(graph: Graph, node: fx.Node) -> Product | None:
     if any(n is not None and (n.op != "get_attr" or str(n.target) in graph.constants) for n in (weight, bias)):
         return None
     shape = tensor_of(graph, str(names[0])).shape
-    norm = None if node.target is aten.linear.default and node.meta["val"].ndim != 2 else norm_behind(node)
+    norm = None if node.target is LINEAR and node.meta["val"].ndim != 2 else norm_behind(node)
     rank = source.meta["val"].ndim
-    if node.target is aten.linear.default:
+    if node.target is LINEAR:
         return Product(node, source, str(names[0]), names[1], norm, shape[1]) if rank > 1 else None
     if len(shape) != rank:  # without a batch
         return None
-    kernel, groups, transposed = tuple(shape[2:]), given["groups"], node.target in _TRANSPOSED
-    stride, dilation = (_each(given[n], len(kernel)) for n in ("stride", "dilation"))
+    kernel, groups, transposed = tuple(shape[2:]), given["groups"], node.target in TRANSPOSED
+    stride, dilation = (tuple(each(given[n], len(kernel))) for n in ("stride", "dilation"))
     return Product(
         node, source, str(names[0]), names[1], norm,
         columns=(shape[0] // groups if transposed else shape[1]) * math.prod(kernel),
@@ -169,21 +157,15 @@ def _product(graph: Graph, node: fx.Node) -> Product | None:
     )  # fmt: skip
 
 
-def _each(value: Any, rank: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
-
-
-def _padding(given: Mapping[str, Any], kernel: Sequence[int], dilation: Sequence[int], transposed: bool) -> Any:
+def _padding(given: Mapping[str, Any], kernel: Sequence[int], dilation: Sequence[int], transposed: bool) -> Pads:
     """What to pad in front and behind, so that plain windows see what the operation sees."""
-    wide = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if given["padding"] == "same":
+        wide = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return tuple((w // 2, w - w // 2) for w in wide)
-    sides = _each(0 if given["padding"] == "valid" else given["padding"], len(kernel))
-    if not transposed:
-        return tuple((p, p) for p in sides)
-    more = _each(given["output_padding"], len(kernel))
-    return tuple((w - p, w - p + m) for w, p, m in zip(wide, sides, more, strict=True))
+    sides = each(0 if given["padding"] == "valid" else given["padding"], len(kernel))
+    if transposed:
+        return pads_of_spread(kernel, dilation, sides, each(given["output_padding"], len(kernel)))
+    return tuple((p, p) for p in sides)
 
 
 def norm_of(node: fx.Node) -> Norm | None:

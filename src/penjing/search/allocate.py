@@ -170,7 +170,7 @@ def regrouped(
         kept = plan.keep.get(axis.name, {}).get(axis.dim)
         old = owner.get((axis.name, axis.dim, first if kept is None else kept[first]))
         if old is not None:
-            step = 1 if group.blocks is None else len(group.blocks)
+            step = group.equal
             share = widths[old.name] / current.get(old.name, old.channels)
             found[group.name] = min(group.channels, step * max(1, round(share * group.channels / step)))
     return found

@@ -19,12 +19,11 @@ from penjing.graph import Group
 from penjing.progress import Progress, silent
 from penjing.quant.apart import Apart, noise_share
 from penjing.score import Consumer, Evidence, Reading, greedy_removal, ranked
-from penjing.score.flow import calibration, tensor_of
+from penjing.score.flow import Batch, calibration, tensor_of
 
 POINTS = 5  # widths of a group that are measured; those between follow from the readers' own error
 WORK = 4e12  # multiply-accumulates that the table may cost; fewer samples are judged where it would be more
 LEAST = 8  # samples to judge by, at least
-Batch = tuple[Tensor, ...]
 Row = Mapping[int, float]  # width -> error
 
 

@@ -102,8 +102,7 @@ def draw_widths(channels: Channels, count: int, lanes: int, seed: int = 0) -> li
     was seen narrow and wide (a Latin hypercube, McKay et al. 1979).
     """
     generator = torch.Generator().manual_seed(seed)
-    blocks = {g.name: 1 if g.blocks is None else len(g.blocks) for g in channels.groups}
-    options = {g.name: allowed_widths(g.channels, lanes, blocks=blocks[g.name]) for g in channels.groups}
+    options = {g.name: allowed_widths(g.channels, lanes, blocks=g.equal) for g in channels.groups}
     between = max(0, count - 2)
     found = [{name: widths[0] for name, widths in options.items()}, {name: widths[-1] for name, widths in options.items()}]
     drawn: list[dict[str, int]] = [{} for _ in range(between)]

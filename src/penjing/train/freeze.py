@@ -4,7 +4,6 @@ A weight whose best value lies between two integers is pushed from one to the ot
 ends with is chance. A weight that turns back too often is set to the integer nearest to the mean of its integers, and stays.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.distill.combine import half_cosine
 from penjing.errors import ModelError, RecipeError
 from penjing.quant.grids import TINY, Grid
 from penjing.quant.learned import WeightGrid, weight_grids
@@ -33,7 +33,7 @@ class Freezing:
 
     def threshold(self, step: int, total: int) -> float:
         """Turns per step beyond which a weight is frozen, at ``step`` of ``total``, from 0."""
-        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * step / max(1, total - 1)))
+        return self.end + (self.start - self.end) * half_cosine(step / max(1, total - 1))
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """How the learning rate runs over a training: shares of the peak, by the number of the step alone."""
 
-import math
 from collections.abc import Callable
+
+from penjing.distill.combine import half_cosine
 
 Schedule = Callable[[int, int, float], float]  # (step from 0, all steps, share of warm-up) -> share of the peak
 
@@ -9,7 +10,7 @@ Schedule = Callable[[int, int, float], float]  # (step from 0, all steps, share 
 def cosine(step: int, total: int, warmup: float) -> float:
     """Up in a line, down as half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
     rise = _rise(total, warmup)
-    return (step + 1) / rise if step < rise else _falling_cosine(step - rise, total - rise)
+    return (step + 1) / rise if step < rise else half_cosine((step - rise) / max(1, total - rise))
 
 
 def one_cycle(step: int, total: int, warmup: float) -> float:
@@ -17,8 +18,8 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
     low = 1 / 25
     rise = _rise(total, warmup)
     if step < rise:
-        return low + (1 - low) * (1 - _falling_cosine(step + 1, rise))
-    return max(_falling_cosine(step - rise, total - rise), low * 1e-4)
+        return low + (1 - low) * (1 - half_cosine((step + 1) / rise))
+    return max(half_cosine((step - rise) / max(1, total - rise)), low * 1e-4)
 
 
 def linear(step: int, total: int, warmup: float) -> float:
@@ -37,7 +38,3 @@ SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "one_cycle": one_cycle, "lin
 
 def _rise(total: int, warmup: float) -> int:
     return max(1, round(warmup * total))
-
-
-def _falling_cosine(step: int, total: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * step / max(1, total)))

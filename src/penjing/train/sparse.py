@@ -1,6 +1,5 @@
 """Sparsity while training: what is zero stays zero, and four ways to become sparse on the way."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.distill.combine import half_cosine
 from penjing.errors import ModelError, RecipeError
 from penjing.prune.masks import Masks, alive_share, check_pattern, choose_masks, settled
 from penjing.prune.patterns import highest
@@ -51,41 +51,57 @@ class Sparsity(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualMagnitude(Sparsity):
-    """Cut the smallest weights a few at a time, ever fewer, the density falling as a cube (Zhu & Gupta, arXiv:1710.01878)."""
+class _Gradual(Sparsity):
+    """Cut a few weights at a time, ever fewer: the density falls as a cube, and then stays."""
 
     start: float = 0.0  # share of all steps after which cutting begins
     end: float = 0.75  # and ends; the rest is recovery
     updates: int = 100  # how many cuts in between
 
     def reached(self, step: int, total: int) -> bool:
-        return step >= _last(self, total)
+        return step >= self._last(total)
+
+    def due(self, initial: float, step: int, total: int) -> float | None:
+        """The density to cut to at ``step``; None where nothing is due."""
+        last = self._last(total)
+        first = min(last, round(self.start * total))
+        if step == last:
+            return self.target
+        if not first < step < last or (step - first) * self.updates // (last - first) == (
+            (step - first - 1) * self.updates // (last - first)
+        ):
+            return None
+        return self.target + (initial - self.target) * (1 - (step - first) / (last - first)) ** 3
+
+    def _last(self, total: int) -> int:
+        """The step of the last cut."""
+        return min(total - 1, round(self.end * total))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualMagnitude(_Gradual):
+    """Cut the smallest weights a few at a time, ever fewer, the density falling as a cube (Zhu & Gupta, arXiv:1710.01878)."""
 
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
-        if (density := _cubic(self, run.initial, step, total)) is not None:
+        if (density := self.due(run.initial, step, total)) is not None:
             run.cut(density, {name: p.detach().abs() for name, p in run.weights.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualMovement(Sparsity):
+class GradualMovement(_Gradual):
     """Cut what has moved towards zero: the lowest ``-sum w * dL/dw`` over the steps (Sanh et al. 2020, arXiv:2005.07683).
 
     The density falls as in ``GradualMagnitude``. Unlike the paper's, a weight that is cut stays cut.
     """
 
-    start: float = 0.1
-    end: float = 0.75
-    updates: int = 100
-
-    def reached(self, step: int, total: int) -> bool:
-        return step >= _last(self, total)
+    start: float = 0.1  # share of all steps after which cutting begins; movements are summed up from the first
 
     def revise(self, run: "SparseRun", step: int, total: int) -> None:
         for name, p in run.weights.items():
             if p.grad is not None:  # which overflow now and then, in half precision
                 moved = (p.detach() * p.grad).nan_to_num(0, 0, 0)
                 run.scores[name] = run.scores.get(name, torch.zeros_like(p)) - moved
-        if (density := _cubic(self, run.initial, step, total)) is not None:
+        if (density := self.due(run.initial, step, total)) is not None:
             run.cut(density, {name: run.scores.get(name, torch.zeros_like(p)) for name, p in run.weights.items()})
 
 
@@ -115,7 +131,7 @@ class RigL(Sparsity):
         if step == 0:
             run.cut(self.target, {name: p.detach().abs() for name, p in run.weights.items()})
         elif step < last and step % max(1, round(last / self.updates)) == 0:
-            run.swap(self.swap / 2 * (1 + math.cos(math.pi * step / last)))
+            run.swap(self.swap * half_cosine(step / last))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,24 +171,6 @@ class ACDC(Sparsity):
         if step >= last:
             return self.phases
         return -1 if step < first else (step - first) * self.phases // (last - first)
-
-
-def _last(way: GradualMagnitude | GradualMovement, total: int) -> int:
-    """The step of the last cut."""
-    return min(total - 1, round(way.end * total))
-
-
-def _cubic(way: GradualMagnitude | GradualMovement, initial: float, step: int, total: int) -> float | None:
-    """The density to cut to at ``step``; None where nothing is due."""
-    last = _last(way, total)
-    first = min(last, round(way.start * total))
-    if step == last:
-        return way.target
-    if not first < step < last or (step - first) * way.updates // (last - first) == (
-        (step - first - 1) * way.updates // (last - first)
-    ):
-        return None
-    return way.target + (initial - way.target) * (1 - (step - first) / (last - first)) ** 3
 
 
 class SparseRun:

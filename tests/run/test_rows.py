@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import penjing as pj
-from penjing import result as told
 from penjing.measure import Judgement
+from penjing.result import ARTIFACT
+from penjing.run import rows
 
-EXAMPLE = Path(__file__).parent / "report/example.json"
+EXAMPLE = Path(__file__).parents[1] / "report/example.json"
 
 
 class Both(nn.Module):
@@ -39,14 +40,14 @@ def slower(**changed: Any) -> dict[str, Any]:
 
 
 def test_an_original_that_nothing_beats_says_so_and_is_not_to_be_compressed_less() -> None:
-    said = told.verdict(slower(unchanged=True), Judgement("holds", None))["sentence"]
+    said = rows.verdict(slower(unchanged=True), Judgement("holds", None))["sentence"]
     assert said.startswith(
         "Nothing faster was found within the budget, so this is the original, as fast and as large as before: holds, with "
     )
     assert "SLOWER" not in said
     assert "compress less" not in said
-    assert "compress less" in told.verdict(slower(), Judgement("holds", None))["sentence"]
-    failed = told.verdict(slower(unchanged=True, chosen="original"), Judgement("does not hold", None))["sentence"]
+    assert "compress less" in rows.verdict(slower(), Judgement("holds", None))["sentence"]
+    failed = rows.verdict(slower(unchanged=True, chosen="original"), Judgement("does not hold", None))["sentence"]
     assert failed.startswith(
         "Nothing that was tried holds, so this is the original, as fast and as large as before: does not hold, "
     )
@@ -54,8 +55,8 @@ def test_an_original_that_nothing_beats_says_so_and_is_not_to_be_compressed_less
 
 
 def test_that_there_was_nothing_to_train_is_said() -> None:
-    assert "Nothing was trained: no narrower" in told.verdict(data(untrained=True), Judgement("holds", None))["sentence"]
-    assert "trained" not in told.verdict(data(), Judgement("holds", None))["sentence"]
+    assert "Nothing was trained: no narrower" in rows.verdict(data(untrained=True), Judgement("holds", None))["sentence"]
+    assert "trained" not in rows.verdict(data(), Judgement("holds", None))["sentence"]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -64,7 +65,7 @@ def test_the_lines_that_load_a_file_run_whatever_it_takes(tmp_path: Path, runtim
     example = torch.randn(1, 1, 8, 8), torch.zeros(1, 5).long()
     net = Both()
     net.words.weight.data[:, 0] = 9
-    file = replace(pj.export(net, example, tmp_path / told.ARTIFACT, target="onnxruntime"), runtime=runtime)
-    lines = told.how_to_load(file, None, example, classes=classes)
+    file = replace(pj.export(net, example, tmp_path / ARTIFACT, target="onnxruntime"), runtime=runtime)
+    lines = rows.how_to_load(file, None, example, classes=classes)
     done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr
