@@ -41,30 +41,6 @@ def read(name: str = "model") -> Evidence:
 
 # How many channels of a group.
 
-SIZES = st.tuples(st.integers(1, 32), st.sampled_from([1, 2, 3, 4, 8, 32])).map(lambda t: (t[0] * t[1], t[1]))  # with blocks
-
-
-@given(SIZES, st.floats(0, 0.999), st.integers(1, 64), st.floats(0, 0.99))
-def test_kept_channels_are_steps_near_the_share(size: tuple[int, int], ratio: float, round_to: int, floor: float) -> None:
-    channels, blocks = size
-    kept = kept_count(channels, ratio, round_to, blocks=blocks, floor=floor)
-    lanes = math.lcm(round_to, blocks)
-    step = lanes if channels > lanes else max(1, channels // blocks // 4) * blocks
-    lowest = min(channels, max(1, math.ceil(floor * channels / step - 1e-9)) * step)
-    wanted = channels * (1 - ratio)
-    assert kept % blocks == 0
-    assert kept % step == 0 or kept == channels
-    assert lowest <= kept <= channels
-    assert abs(kept - wanted) <= step / 2 + 1e-9 or kept == lowest
-    assert kept_count(channels, 0, round_to, blocks=blocks, floor=floor) == channels
-
-
-@given(SIZES, st.integers(1, 64), st.floats(0, 0.99), st.floats(0, 0.999), st.floats(0, 0.999))
-def test_a_higher_ratio_never_keeps_more(size: tuple[int, int], round_to: int, floor: float, a: float, b: float) -> None:
-    channels, blocks = size
-    more, less = (kept_count(channels, r, round_to, blocks=blocks, floor=floor) for r in sorted((a, b)))
-    assert less <= more
-
 
 @pytest.mark.parametrize(
     ("arguments", "widths"),

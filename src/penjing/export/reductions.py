@@ -74,8 +74,7 @@ def products_in_float(proto: Any) -> None:
     OpenVINO (2026.4, CPU) multiplies what grids of 8 bits give as integers, and without VNNI their sums overflow: weights can
     have a bit less, values cannot.
     """
-    made = {o: n for n in proto.graph.node for o in n.output}
-    held = {t.name for t in proto.graph.initializer}
+    made, held = makers(proto), weights(proto).keys()
     for node in [n for n in proto.graph.node if n.op_type == "MatMul"]:
         if all(_is_decoded(made, held, name) for name in node.input):
             given, node.input[0] = node.input[0], f"{node.output[0]}.apart"
