@@ -184,7 +184,12 @@ def how_to_load(artifact: Artifact, precision: str | None, example: Sequence[Ten
     zeros = ", ".join(f"np.zeros({tuple(x.shape)}, np.{str(x.dtype).removeprefix('torch.')})" for x in example)
     if artifact.runtime == "openvino":
         hints = '{"PERFORMANCE_HINT": "LATENCY"' + (f', "INFERENCE_PRECISION_HINT": "{precision}"' if precision else "") + "}"
-        load = f'openvino.Core().compile_model("{ARTIFACT}", "CPU", {hints})'
+        sizes = ", ".join(f"{i}: {list(x.shape)}" for i, x in enumerate(example))
+        load = (
+            f'openvino.Core().read_model("{ARTIFACT}")\n'
+            f"net.reshape({{{sizes}}})  # of fixed sizes it is fastest\n"
+            f'net = openvino.Core().compile_model(net, "CPU", {hints})'
+        )
         run = "list(net(inputs).values())"
     else:
         load = f'onnxruntime.InferenceSession("{ARTIFACT}", providers=["CPUExecutionProvider"])'
