@@ -72,7 +72,9 @@ def test_a_notebook_runs(
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what it writes goes with the test
     sample = fashion_sample()
-    monkeypatch.setattr("penjing.data.fashion_sample", lambda: sample._replace(confirm=sample.confirm[:125]))
+    monkeypatch.setattr(
+        "penjing.data.fashion_sample", lambda: sample._replace(train=sample.train[:64], confirm=sample.confirm[:125])
+    )
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"):
         exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), names)

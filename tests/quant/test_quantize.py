@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 import penjing as pj
 from penjing.errors import DataError, ModelError, RecipeError
-from penjing.quant import TARGETS, Scheme, quantize
+from penjing.export import RUNTIMES
+from penjing.quant import Scheme, quantize
 from penjing.quant.apart import decibels, noise_share
 from penjing.quant.insert import layers, value_grid
 from penjing.quant.learned import WAYS, learn_steps
@@ -22,7 +23,7 @@ def is_fake(node: object) -> bool:
     return any(name in str(getattr(node, "target", "")) for name in FAKE)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", RUNTIMES)
 @pytest.mark.parametrize("name", ZOO)
 def test_every_weighted_layer_reads_integers_and_has_integer_weights(name: str, target: str) -> None:
     make, shape = ZOO[name]
@@ -252,7 +253,7 @@ class Beside(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", RUNTIMES)
 def test_a_value_beside_a_much_larger_one_is_not_lost_to_those_who_read_it_alone(target: str) -> None:
     torch.manual_seed(0)
     net, x = Beside().eval(), torch.randn(8, 3, 10, 10)
@@ -274,7 +275,7 @@ class Depth(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", RUNTIMES)
 def test_a_layer_that_reads_channels_of_very_different_size_stays_in_float_and_says_why(target: str) -> None:
     torch.manual_seed(0)
     net, x = Depth().eval(), (torch.randn(8, 3, 10, 10), 5000 * torch.rand(8, 1, 10, 10))
@@ -371,7 +372,7 @@ def test_biases_of_the_first_layer_have_room_on_the_grids_that_it_has() -> None:
     assert steps.max() < 2**31
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", RUNTIMES)
 def test_norms_that_stay_in_float_are_no_layers(target: str, tmp_path: Path) -> None:
     """Behind a concatenation a norm folds into nothing: a convolution in integers, in float a product and a sum."""
     torch.manual_seed(0)

@@ -93,7 +93,7 @@ def test_the_target_data_are_for_the_last_step_alone(tmp_path: Path) -> None:
     source, target = replace(own(), train=first), replace(own(), train=second)
     teach(network(), pupil(), source, tmp_path, target=target, lessons=LESSONS)
     assert first.walks >= 5
-    assert 2 <= second.walks <= 5
+    assert 2 <= second.walks <= 7  # of some only the first batch is taken
 
 
 KILLED = """
