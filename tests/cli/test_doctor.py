@@ -15,6 +15,7 @@ from penjing.cli.doctor import Check, examine
 from penjing.errors import RuntimeMissing
 from penjing.export import RUNTIMES
 from penjing.measure import cores
+from penjing.quant import target_named
 from tests.test_cli import penjing
 
 Patch = pytest.MonkeyPatch
@@ -52,11 +53,23 @@ def test_here_a_run_can_work_and_both_runtimes_run(capsys: pytest.CaptureFixture
 
 
 def test_torch_takes_as_many_threads_as_the_environment_says() -> None:
-    used = 1
+    used = 3  # neither what the tests run with nor the cores of most machines
     script = [sys.executable, "-m", "penjing", "doctor", "--json"]
     done = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": str(used)}, capture_output=True, text=True, check=False)
     said = {c["name"]: c["found"] for c in json.loads(done.stdout)["checks"]}
     assert f"threads of torch: {used}, of runtimes: {cores()}" in said["cores"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("older", [False, True])
+def test_bits_of_weights_are_those_that_quantize_gives(
+    older: bool, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("cli.doctor", "quant.targets"):
+        monkeypatch.setattr(f"penjing.{module}.overflows", lambda: older)
+    bits = target_named("openvino").weight_bits
+    (said,) = (c["advice"] for name, c in told(capsys, 0).items() if "VNNI" in name)
+    assert (f"weights get {bits} bits" in said) == older
 
 
 @pytest.mark.usefixtures("quick")

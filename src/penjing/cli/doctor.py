@@ -36,7 +36,7 @@ FEATURES = (  # what it is, the flags of which one is enough, what is lost witho
     (
         "int8 dot products (VNNI)",
         VNNI,
-        "integers are hardly faster than floats here",
+        "integers gain less here than with them",
     ),
     ("bfloat16 (AVX-512 BF16)", ("avx512_bf16", "amx_bf16", "bf16"), "what stays in float runs in float32 here"),
     ("matrix units (AMX)", ("amx_int8", "i8mm"), "large batches gain less from integers here"),
