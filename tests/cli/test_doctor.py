@@ -53,7 +53,7 @@ def test_here_a_run_can_work_and_both_runtimes_run(capsys: pytest.CaptureFixture
 
 
 def test_torch_takes_as_many_threads_as_the_environment_says() -> None:
-    used = 3  # neither what the tests run with nor the cores of most machines
+    used = 1  # of more than it has cores, torch takes fewer
     script = [sys.executable, "-m", "penjing", "doctor", "--json"]
     done = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": str(used)}, capture_output=True, text=True, check=False)
     said = {c["name"]: c["found"] for c in json.loads(done.stdout)["checks"]}
