@@ -3,11 +3,13 @@
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penjing.cli import demo_budget, demo_settings
 from penjing.data import fashion_sample
 from penjing.recipe import load_model, load_task, look_in, read_recipe
 from penjing.search import Budget
@@ -50,6 +52,13 @@ def test_no_two_recipes_ask_for_the_same() -> None:
     limits = {name for _, _, budget, _ in asked for name in budget.limits()}
     assert limits >= {"latency", "bytes", "memory"}
     assert any(budget.goal == "accuracy" and budget != Budget() for _, _, budget, _ in asked)
+
+
+def test_the_recipe_of_the_demo_is_the_demo() -> None:
+    recipe, asked = read_recipe(ROOT / "recipes/demo.yaml"), demo_budget()
+    assert recipe.settings == demo_settings()
+    assert replace(recipe.budget, latency=asked.latency).limits() == asked.limits()  # which follows the processor
+    assert (recipe.budget.max_drop, recipe.budget.goal) == ("1.5 points", asked.goal)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
