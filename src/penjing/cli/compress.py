@@ -21,7 +21,6 @@ from penjing.task import Task, check_metric, check_task
 from penjing.train import Training
 from penjing.zoo import fashion_resnet20
 
-
 LATENCIES = (("amx_int8", "0.1x"), ("avx512_vnni", "0.18x"), ("avx_vnni", "0.18x"))  # what the demo asks for, of the original's
 
 
