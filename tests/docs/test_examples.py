@@ -58,7 +58,7 @@ def test_the_recipe_of_the_demo_is_the_demo() -> None:
     recipe, asked = read_recipe(ROOT / "recipes/demo.yaml"), demo_budget()
     assert recipe.settings == demo_settings()
     assert replace(recipe.budget, latency=asked.latency).limits() == asked.limits()  # which follows the processor
-    assert (recipe.budget.max_drop, recipe.budget.goal) == ("1.5 points", asked.goal)
+    assert (recipe.budget.max_drop, recipe.budget.goal) == (asked.max_drop, asked.goal)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
