@@ -1,6 +1,7 @@
 """Every test runs on one thread, from one seed, with an empty ledger, and must leave torch as it found it."""
 
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +18,19 @@ hypothesis.settings.load_profile("steady")
 FIRST = ("tests/run/", "tests/docs/", "tests/test_cli", "tests/export/", "tests/cli/", "tests/search/", "tests/train/")  # slow
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first, so that no process is left with one of them at the end."""
+    """Of the cases of a test that is ``sampled(n)`` all but every n-th are slow.
+
+    Slow files first, so that no process is left with one of them at the end.
+    """
+    seen: Counter[str] = Counter()
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) is not None:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % sampled.args[0]:
+                item.add_marker("slow")
+            seen[name] += 1
     items.sort(key=lambda item: next((i for i, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST)))
 
 

@@ -52,6 +52,7 @@ def test_here_a_run_can_work_and_both_runtimes_run(capsys: pytest.CaptureFixture
     assert len(said.keys() & named) + int(said["other packages"]["found"].split()[0]) == len(named)
 
 
+@pytest.mark.slow
 def test_torch_takes_as_many_threads_as_the_environment_says() -> None:
     used = 1  # of more than it has cores, torch takes fewer
     script = [sys.executable, "-m", "penjing", "doctor", "--json"]

@@ -43,6 +43,7 @@ def rounded(request: pytest.FixtureRequest, both: Pair, x: Tensor) -> fx.GraphMo
     return module
 
 
+@pytest.mark.sampled(3)
 def test_the_output_is_no_farther_from_the_float_networks(both: Pair, rounded: fx.GraphModule, x: Tensor) -> None:
     with torch.no_grad():
         wanted, nearest, found = both.reference(x), both.module(x), rounded(x)

@@ -34,6 +34,7 @@ def read(request: pytest.FixtureRequest) -> Iterator[Read]:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("round_to", [1, 8])
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
 def test_removing_channels_equals_zeroing_them(read: Read, ratio: float, round_to: int) -> None:

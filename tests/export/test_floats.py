@@ -36,6 +36,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", RUNTIMES)
 @pytest.mark.parametrize("name", NETS)
 def test_what_stays_in_float_is_not_rounded_by_the_runtime(name: str, target: str, tmp_path: Path) -> None:

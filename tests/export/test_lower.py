@@ -32,6 +32,7 @@ SCHEMES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_lowered_is_the_same_function(name: str) -> None:
     model, x = network()
@@ -44,6 +45,7 @@ def test_lowered_is_the_same_function(name: str) -> None:
     assert limits <= {(0, 255), (-128, 127)}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_both_runtimes_compute_what_torch_does(name: str, tmp_path: Path) -> None:
     model, x = network()

@@ -27,6 +27,7 @@ def test_float_file_equals_torch_in_both_runtimes(name: str, tmp_path: Path) -> 
     assert not torch.allclose(artifact.load(1)(x.flip(0)), expected)  # control
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ZOO)
 def test_int8_file_runs_in_int8_and_agrees_with_torch(name: str, tmp_path: Path) -> None:
     make, shape = ZOO[name]

@@ -39,6 +39,7 @@ class Ended(nn.Module):
         return self.end(self.norm(self.activation(self.conv(x))) * self.scale + self.shift)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize(
     ("between", "end"),

@@ -49,6 +49,7 @@ JOINED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("target", BOTH)
 @pytest.mark.parametrize("name", JOINED)
 def test_values_that_are_put_together(name: str, target: str, tmp_path: Path) -> None:
@@ -69,6 +70,7 @@ EXTREMES: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("target", BOTH)
 @pytest.mark.parametrize("name", EXTREMES)
 def test_maxima_before_a_grid(name: str, target: str, tmp_path: Path) -> None:
@@ -88,6 +90,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_means_over_windows_count_as_torch_does(window: dict[str, int], int8: bool, tmp_path: Path) -> None:
@@ -231,6 +234,7 @@ OTHERS: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", BOTH)
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_else_moves_values(name: str, target: str, tmp_path: Path) -> None:
@@ -328,6 +332,7 @@ class Skip(nn.Module):
         return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", BOTH)
 @pytest.mark.parametrize("up", ["transposed", "enlarged"])
 def test_skips_of_u_nets_come_out_of_integers(up: str, target: str, tmp_path: Path) -> None:

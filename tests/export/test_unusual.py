@@ -60,6 +60,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", RUNTIMES)
 @pytest.mark.parametrize("name", NETS)
 def test_the_file_agrees_with_the_module(name: str, target: str, tmp_path: Path) -> None:

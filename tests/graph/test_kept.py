@@ -48,6 +48,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_a_kept_graph_is_what_reading_again_gives(name: str) -> None:
     first, second = randomized(CUTTABLE[name]()), randomized(CUTTABLE[name](), seed=1)

@@ -69,6 +69,7 @@ def check_trainable(model: nn.Module, small: nn.Module, name: str) -> None:
     assert lacking[0] == lacking[1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*CUTTABLE, *MIXING])
 def test_what_is_dropped_takes_no_part(name: str) -> None:
     plan = chosen(channels_of(name))
@@ -80,6 +81,7 @@ def test_what_is_dropped_takes_no_part(name: str) -> None:
         check_trainable(model, small, name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_sizes_written_into_forward_are_rewritten(name: str) -> None:
     name = f"{name}, rewritten"

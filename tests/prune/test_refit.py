@@ -150,6 +150,7 @@ NETS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NETS)
 def test_awkward_networks_come_nearer_to_the_original(name: str) -> None:
     model, shapes = randomized(CUTTABLE[name]()), SHAPES.get(name, IMAGE)

@@ -62,6 +62,7 @@ def test_networks_of_the_zoo_too(name: str, tmp_path: Path) -> None:
         assert alike(back(*inputs((shape,), 3)), small(*inputs((shape,), 3)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore::penjing.prune.channels.RewrittenWarning")
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_a_rewritten_network_comes_back_rewritten(name: str, tmp_path: Path) -> None:

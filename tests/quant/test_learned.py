@@ -191,6 +191,7 @@ SCHEMES = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=["channel", "tensor", "blocks"])
 @pytest.mark.parametrize("how", WAYS)
 def test_it_starts_where_it_was_and_settles_where_it_is(how: str, scheme: Scheme) -> None:
@@ -209,6 +210,7 @@ def test_it_starts_where_it_was_and_settles_where_it_is(how: str, scheme: Scheme
     assert trained_steps(settled) == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["mobilenet", "densenet"])
 def test_every_network_learns(name: str) -> None:
     make, shape = ZOO[name]

@@ -23,6 +23,7 @@ def is_fake(node: object) -> bool:
     return any(name in str(getattr(node, "target", "")) for name in FAKE)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", RUNTIMES)
 @pytest.mark.parametrize("name", ZOO)
 def test_every_weighted_layer_reads_integers_and_has_integer_weights(name: str, target: str) -> None:
@@ -344,6 +345,7 @@ def test_a_bias_that_serves_two_layers_is_rounded_as_each_of_them_adds_it(bits: 
     assert share_equal(pj.export(low, x, tmp_path / "net.onnx").load(1, "f32")(x), expected) > 0.8
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("how", ["lsq", "lsq+", "pact", None])
 def test_biases_that_were_trained_are_what_kernels_add(how: str | None, tmp_path: Path) -> None:
     make, shape = ZOO["resnet20"]
@@ -372,6 +374,7 @@ def test_biases_of_the_first_layer_have_room_on_the_grids_that_it_has() -> None:
     assert steps.max() < 2**31
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", RUNTIMES)
 def test_norms_that_stay_in_float_are_no_layers(target: str, tmp_path: Path) -> None:
     """Behind a concatenation a norm folds into nothing: a convolution in integers, in float a product and a sum."""

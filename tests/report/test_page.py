@@ -311,6 +311,7 @@ def test_a_browser_draws_every_chart_without_complaint(
     assert len(complaints) > 0  # control: errors are seen
 
 
+@pytest.mark.slow
 def test_no_label_is_cut_off_on_a_phone(result: Result, browse: Callable[..., tuple[dict[str, str], list[str]]]) -> None:
     seen, complaints = browse(render(result), 390, "1")
     assert (seen["cut"], complaints) == ("", [])
@@ -318,6 +319,7 @@ def test_no_label_is_cut_off_on_a_phone(result: Result, browse: Callable[..., tu
     assert browse(page, 390, "1")[0]["cut"] != ""  # control: labels that are cut are seen
 
 
+@pytest.mark.slow
 def test_sixty_layers_and_forty_candidates_stay_readable(
     result: Result, browse: Callable[..., tuple[dict[str, str], list[str]]]
 ) -> None:
@@ -330,6 +332,7 @@ def test_sixty_layers_and_forty_candidates_stay_readable(
     assert int(seen["overflow"]) <= 0
 
 
+@pytest.mark.slow
 def test_a_denoiser_and_the_smallest_result_draw_without_complaint(
     denoiser: Result, browse: Callable[..., tuple[dict[str, str], list[str]]]
 ) -> None:

@@ -77,7 +77,8 @@ def test_a_cut_that_is_only_looked_at_has_the_shapes_of_the_proven_one() -> None
 
 
 @pytest.mark.filterwarnings("ignore::penjing.prune.RewrittenWarning")
-@pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [False, True])
 def test_a_network_with_sizes_in_its_forward_is_compressed(blocks: bool, tmp_path: Path) -> None:
     how = replace(SETTINGS, epochs=0, control=False, generalization=0, drop_blocks=blocks)
     budget = pj.Budget(max_drop=None, macs="0.05x" if blocks else "0.3x")  # which leaves the stem and the head

@@ -59,6 +59,7 @@ def test_that_there_was_nothing_to_train_is_said() -> None:
     assert "trained" not in rows.verdict(data(), Judgement("holds", None))["sentence"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("classes", "printed"), [(True, "[0]"), (False, "[(1, 4), (1,)]")])
 def test_the_lines_that_load_a_file_run_whatever_it_takes(tmp_path: Path, runtime: str, classes: bool, printed: str) -> None:

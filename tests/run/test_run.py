@@ -282,6 +282,7 @@ def test_limits_without_a_drop_give_the_most_accurate_network_within_them(
     assert len({c["macs"] for c in tried}) == 1
 
 
+@pytest.mark.slow
 def test_killed_between_a_cut_network_and_its_plan_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget, how = Budget(max_drop=None, macs="0.6x"), replace(SETTINGS, epochs=0, control=False)
     with monkeypatch.context() as patch:
@@ -299,6 +300,7 @@ def test_killed_between_a_cut_network_and_its_plan_it_goes_on(tmp_path: Path, mo
     assert pj.compress(network(), task(), budget=budget, out=tmp_path / "out", settings=how).plan.keep
 
 
+@pytest.mark.slow
 def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +323,7 @@ def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(
     assert chosen["compressed"]["top1"].value == net.data["accuracy"]["after"]
 
 
+@pytest.mark.slow
 def test_a_metric_of_one_number_in_all_can_be_told(tmp_path: Path) -> None:
     def overall(run: Run, batches: Batches) -> Score:
         found = pj.measure.top1(run, batches)
@@ -464,6 +467,7 @@ def test_limits_that_cannot_be_met_leave_the_result_of_others(tmp_path: Path, fi
     assert load_result(tmp_path / "out").data == finished.data
 
 
+@pytest.mark.slow
 def test_tables_that_err_refuse_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is infeasible is measured: prices from a busy moment are ten times too high."""
     choose = importlib.import_module("penjing.run.choose")
@@ -479,6 +483,7 @@ def test_tables_that_err_refuse_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.data["size"]["bytes"][1] <= 0.5 * whole
 
 
+@pytest.mark.slow
 def test_a_loss_that_takes_no_probabilities_is_trained_with_what_it_takes(tmp_path: Path) -> None:
     loss = nn.CrossEntropyLoss(ignore_index=255)
     own = replace(task(), loss=loss)
@@ -488,6 +493,7 @@ def test_a_loss_that_takes_no_probabilities_is_trained_with_what_it_takes(tmp_pa
     assert result.data["training"]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_the_metric_gives_no_number_for_is_left(tmp_path: Path) -> None:
     def undefined(run: Run, split: Batches) -> Score:
         score = exactness(run, split)
@@ -500,6 +506,7 @@ def test_a_candidate_that_the_metric_gives_no_number_for_is_left(tmp_path: Path)
     assert "the metric gives no number" in [c["note"] for c in result.data["candidates"]]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"epochs": 1, "labels": 0.0}])
 def test_without_training_or_with_the_original_alone_no_labels_are_needed(settings: dict[str, Any], tmp_path: Path) -> None:
     own = task(train=[(x, None) for x, _ in batches(0)])
@@ -527,6 +534,7 @@ def test_without_labels_the_search_split_tells_whether_outputs_are_classes(tmp_p
     assert "Imitate" in loss(replace(QUICK, epochs=1))
 
 
+@pytest.mark.slow
 def test_a_candidate_that_gives_no_numbers_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the metric of the package, whose complaint is no reason to stop either."""
     made = candidates.Maker.artifact
@@ -547,6 +555,7 @@ def test_a_candidate_that_gives_no_numbers_costs_itself_alone(tmp_path: Path, mo
     assert len(result.data["candidates"]) == 3
 
 
+@pytest.mark.slow
 def test_training_under_another_budget_is_not_told_as_this_ones(tmp_path: Path) -> None:
     settings = replace(QUICK, epochs=2, attempts=1)
     told = []

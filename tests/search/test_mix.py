@@ -146,6 +146,7 @@ class Looks:
         return {n: Measurement(time if n == self.name else plain.get(n, 1.0), "ms", 0.0, 9.0, 9, "nowhere") for n in contenders}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("times", "taken"),
     [([0.9, 1.1, 1.1], False), ([0.9, 1.1, 0.95], True), ([0.97, 0.98, 0.97], True), ([0.99, 0.5, 0.5], False)],

@@ -264,6 +264,7 @@ fit(quantized(), task(shuffling()), epochs=4, teacher=network(), loss=loss, sett
 """
 
 
+@pytest.mark.slow
 def test_quantization_aware_training_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """With learned steps and offsets, a teacher, weights frozen on the way, and bfloat16."""
 

@@ -178,6 +178,7 @@ ranks.leave()
 """
 
 
+@pytest.mark.slow
 def test_programs_of_ones_own_teach_together(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(THROUGH_API)

@@ -138,6 +138,7 @@ def test_a_teacher_is_followed(way: str) -> None:
     assert sum(kept(found).values()) == round(0.2 * TOTAL)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("epoch", [1, 2, 3, 5])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(way: str, epoch: int, tmp_path: Path) -> None:
