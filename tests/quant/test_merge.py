@@ -86,6 +86,7 @@ def test_sums_of_convolutions_become_one(branches: Callable[[], tuple[nn.Module,
     [
         lambda: (conv(3, 1), conv(3, 1, groups=2)),  # other groups
         lambda: (conv(3, 2, dilation=2), conv(1, 0)),  # taps lie apart
+        lambda: (conv(3, 2, dilation=2), nn.BatchNorm2d(8)),
         lambda: (conv(3, 1), nn.Sequential(conv(1, 0), nn.ReLU())),  # an activation between
         lambda: (conv(2, 1), nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv(1, 0))),  # of another input
     ],

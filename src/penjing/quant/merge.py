@@ -97,11 +97,12 @@ def _as_convolution(module: fx.GraphModule, node: fx.Node, like: Editable) -> Ed
 def _sum_into(wide: Editable, narrow: Editable) -> bool:
     """Add one convolution's weights to another's, where its window lies inside."""
     real = narrow.node is not wide.node
+    if set(_pair(wide, 5, 1)) != {1}:
+        return False
     if real and (
         narrow.node.args[0] is not wide.node.args[0]
         or narrow.groups != wide.groups
         or any(_pair(narrow, place, 1) != _pair(wide, place, 1) for place in (3, 5))
-        or set(_pair(wide, 5, 1)) != {1}
     ):
         return False
     pads = _pair(narrow, 4, 0) if real else [0] * (wide.weight.ndim - 2)
