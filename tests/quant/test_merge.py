@@ -111,6 +111,15 @@ def test_a_norm_behind_a_concatenation_of_anything_else_stays() -> None:
     assert any("batch_norm" in str(n.target) for n in module.graph.nodes)
 
 
+def test_a_norm_behind_a_concatenation_of_one_value_twice_stays() -> None:
+    class Twice(Beside):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.branches[0](x)
+            return torch.relu(self.norm(torch.cat([y, y], 1)))
+
+    assert merged(Twice(nn.Conv2d(8, 6, 1)), X) == (1, 1)
+
+
 class Parts(nn.Module):
     """Each part of the channels through a convolution of its own."""
 

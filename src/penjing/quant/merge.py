@@ -46,7 +46,7 @@ def _into_parts(module: fx.GraphModule, scaling: Scaling) -> bool:
     assert isinstance(parts, list | tuple)
     layers = [editable(module, p) for p in parts if isinstance(p, fx.Node) and len(p.users) == 1]
     found = [layer for layer in layers if layer is not None and layer.place(layer.node.meta["val"]) == 1]
-    if len(found) < len(parts):
+    if len({layer.node for layer in found}) < len(parts):
         return False
     whole = cat.meta["val"].shape[1]
     sizes = [layer.node.meta["val"].shape[1] for layer in found]
