@@ -136,6 +136,7 @@ class Parts(nn.Module):
 def test_convolutions_of_all_parts_become_one_in_groups() -> None:
     assert merged(Parts(nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1, bias=False)), X) == (2, 1)
     assert merged(Parts(*(nn.Conv2d(4, 6, 1, bias=False) for _ in range(2))), X) == (2, 1)
+    assert merged(Parts(*(nn.Conv2d(4, 6, 3, padding="valid") for _ in range(2))), X) == (2, 1)
     four = [nn.Conv2d(2, 2, 1, groups=2) for _ in range(4)]
     assert merged(Parts(*four, sizes=(2, 2, 2, 2)), X) == (4, 1)
 

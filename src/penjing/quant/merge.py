@@ -139,6 +139,7 @@ def _grouped(module: fx.GraphModule, cat: fx.Node) -> None:
     settings = [_pair(first, place, default) for place, default in ((3, 1), (4, 0), (5, 1))]
     weight, *bias = first.node.args[1:3]  # a bias may have no place among the arguments
     first.node.args = (source, weight, *(bias or [None]), *settings, first.groups * len(layers))
+    first.node.target = first.node.target.overloadpacket.default  # type: ignore[union-attr]  # padding="valid" has another
     first.node.meta = dict(cat.meta)
     whole.store()
     replace_by(cat, first.node)
