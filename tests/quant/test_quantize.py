@@ -160,6 +160,24 @@ def test_weights_that_are_computed_are_excluded_by_any_of_their_names() -> None:
         assert list(quantize(net, x, [x], scheme=Scheme(exclude=(pattern,))).meta["reasons"].values()) == ["it was excluded"]
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_weights_that_were_merged_are_excluded_by_any_of_their_names(parts: bool) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3 if parts else 1, padding=int(parts))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not parts:
+                return torch.relu(self.one(x) + self.other(x))
+            first, second = x.chunk(2, 1)
+            return torch.cat([self.one(first), self.other(second)], 1)
+
+    net, x = Two(), torch.randn(2, 8 if parts else 4, 6, 6)
+    for pattern in ("one.*", "other.*"):
+        assert list(quantize(net, x, [x], scheme=Scheme(exclude=(pattern,))).meta["reasons"].values()) == ["it was excluded"]
+
+
 def test_weights_of_long_computations_are_settled_at_once() -> None:
     class Deep(nn.Module):
         def __init__(self) -> None:

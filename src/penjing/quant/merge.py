@@ -16,6 +16,7 @@ from penjing.graph.layers import CONVOLUTIONS
 from penjing.graph.walk import each
 from penjing.quant.editable import Editable, argument, editable
 from penjing.quant.fold import NORM, Scaling, read_scaling, replace_by, tidy
+from penjing.quant.place import names_of
 
 aten = torch.ops.aten
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default})
@@ -115,6 +116,8 @@ def _sum_into(wide: Editable, narrow: Editable) -> bool:
         around = [before, after, *around]
     wide.weight = wide.weight + torch.nn.functional.pad(narrow.weight, around)
     wide.bias = wide.bias + narrow.bias
+    if real:
+        _remember(wide, [narrow])
     wide.store()
     return True
 
@@ -141,8 +144,17 @@ def _grouped(module: fx.GraphModule, cat: fx.Node) -> None:
     first.node.args = (source, weight, *(bias or [None]), *settings, first.groups * len(layers))
     first.node.target = first.node.target.overloadpacket.default  # type: ignore[union-attr]  # padding="valid" has another
     first.node.meta = dict(cat.meta)
+    _remember(first, layers[1:])
     whole.store()
     replace_by(cat, first.node)
+
+
+def _remember(kept: Editable, others: Sequence[Editable]) -> None:
+    """Let the weight that stays answer to the names of those that went into it, too."""
+    held = kept.node.args[1]
+    assert isinstance(held, fx.Node)
+    _, *more = names_of(kept.node)
+    held.meta["computed of"] = (*more, *(name for other in others for name in names_of(other.node)))
 
 
 def _split_by(layers: Sequence[Editable]) -> fx.Node | None:
