@@ -160,6 +160,13 @@ def test_weights_that_are_computed_are_excluded_by_any_of_their_names() -> None:
         assert list(quantize(net, x, [x], scheme=Scheme(exclude=(pattern,))).meta["reasons"].values()) == ["it was excluded"]
 
 
+@pytest.mark.parametrize("outputs", [4, 16])
+def test_transposed_convolutions_have_a_scale_for_each_channel_also_where_others_have_blocks(outputs: int) -> None:
+    x = torch.randn(2, 8, 5, 5)
+    low = quantize(nn.ConvTranspose2d(8, outputs, 2), x, [x], target="openvino", scheme=Scheme(block=4))
+    assert [tuple(layer.grid.scale.shape) for layer in layers(low)] == [(1, outputs, 1, 1)]
+
+
 @pytest.mark.parametrize("parts", [False, True])
 def test_weights_that_were_merged_are_excluded_by_any_of_their_names(parts: bool) -> None:
     class Two(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import DataError, ModelError, RecipeError, nearest
 from penjing.graph import as_inputs, capture, check_weights
+from penjing.graph.layers import TRANSPOSED
 from penjing.graph.walk import arguments
 from penjing.progress import Progress, silent
 from penjing.quant.calibrate import Seen, calibrate
@@ -228,8 +229,8 @@ class Quantizer:
         for weight, names in readers.items():
             edge = not edges.isdisjoint(names)
             bits = min(target.weight_bits, self.scheme.edge_bits if edge else self.scheme.weight_bits)
-            grouped = any(arguments(nodes[name]).get("groups", 1) != 1 for name in names)  # OpenVINO reads no blocks of these
-            scheme = replace(self.scheme, block="channel") if grouped and self.scheme.block != "tensor" else self.scheme
+            plain = any(_has_no_blocks(nodes[name]) for name in names)
+            scheme = replace(self.scheme, block="channel") if plain and self.scheme.block != "tensor" else self.scheme
             grid = weight_grid(tensor(module, weight).detach(), placement.weights[names[0]], bits, scheme)
             for name in names:
                 grid = self._with_room(grid, module, nodes[name], placement, target)
@@ -283,6 +284,11 @@ class Quantizer:
         """
         node = next(n for n in self.reference.graph.nodes if n.name == name)
         return any(is_joined(n) for n in (node, origin(node), *readers(node))) or any(map(is_grouped_in_3d, readers(node)))
+
+
+def _has_no_blocks(layer: fx.Node) -> bool:
+    """Whether OpenVINO reads no blocks of its input channels (groups), or the graph cannot hold them (they come first)."""
+    return layer.target in TRANSPOSED or arguments(layer).get("groups", 1) != 1
 
 
 def _undo(module: fx.GraphModule, placement: Placement) -> None:

@@ -12,7 +12,7 @@ from penjing.quant.rounding import ROUNDINGS
 class Scheme:
     """Integers of 8 bits by default; all that kernels need is in the target's profile, not here.
 
-    Grouped convolutions have a scale for each channel also where ``block`` is a number.
+    Grouped and transposed convolutions have a scale for each channel also where ``block`` is a number.
     """
 
     weight_bits: int = 8  # 2 to 8; fewer than 8 make the file smaller, not faster
