@@ -160,6 +160,25 @@ def test_weights_that_are_computed_are_excluded_by_any_of_their_names() -> None:
         assert list(quantize(net, x, [x], scheme=Scheme(exclude=(pattern,))).meta["reasons"].values()) == ["it was excluded"]
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_the_network_gives_may_share_its_grid(pooled: bool) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = self.a(x)
+            z = nn.functional.max_pool2d(y, 2)
+            return z if pooled else y, self.b(y), self.c(z)
+
+    torch.manual_seed(0)
+    net, x = Pooled().eval(), torch.randn(4, 3, 12, 12)
+    low = quantize(net, x, [x], scheme=Scheme(values="symmetric", outputs="affine"))
+    with torch.no_grad():
+        assert all(decibels(noise_share([[one]], [[two]])) > 30 for one, two in zip(net(x), low(x), strict=True))
+
+
 @pytest.mark.parametrize("outputs", [4, 16])
 def test_transposed_convolutions_have_a_scale_for_each_channel_also_where_others_have_blocks(outputs: int) -> None:
     x = torch.randn(2, 8, 5, 5)

@@ -238,11 +238,8 @@ class Quantizer:
 
     def _insert_values(self, module: fx.GraphModule, placement: Placement, target: Target) -> None:
         nodes = {n.name: n for n in module.graph.nodes}
-        outputs = {n.name for n in self._outputs()} if self.scheme.outputs else set()
         for name, shared in placement.values.items():
-            bits = self._value_bits(shared, placement)
-            kind = self.scheme.outputs if name in outputs else None
-            insert_grid(module, nodes[name], shared, self._value_grid(shared, target, bits, kind))
+            insert_grid(module, nodes[name], shared, self._shared_grid(shared, placement, target))
 
     def _with_room(self, grid: Grid, module: fx.GraphModule, layer: fx.Node, placement: Placement, target: Target) -> Grid:
         """The grid with scales large enough for the bias: runtimes keep it in 32 bits, in steps of both scales' product."""
@@ -250,7 +247,7 @@ class Quantizer:
         shared = placement.values.get(source.name) if isinstance(source, fx.Node) else None
         if shared is None or not isinstance(bias, fx.Node) or bias.op != "get_attr":
             return grid
-        step = self._value_grid(shared, target, self._value_bits(shared, placement)).scale
+        step = self._shared_grid(shared, placement, target).scale
         least = tensor(module, bias).detach().abs() / (step * 2**30)  # half of what 32 bits hold: correction may add to it
         fits = grid.scale.ndim and grid.scale.numel() == least.numel()
         least = least.view(grid.scale.shape) if fits else least.max()
@@ -267,6 +264,11 @@ class Quantizer:
         nodes = {n.name: n for n in self.reference.graph.nodes}
         read = {placement.values.get(nodes[name].args[0].name) for name in self._edges(placement)}
         return max(self.scheme.value_bits, self.scheme.edge_bits if shared in read else 0)
+
+    def _shared_grid(self, shared: str, placement: Placement, target: Target) -> Grid:
+        """The grid of all values that share it; of the kind that outputs have, where the network gives one of them."""
+        given = self.scheme.outputs is not None and shared in {placement.values[n.name] for n in self._outputs()}
+        return self._value_grid(shared, target, self._value_bits(shared, placement), self.scheme.outputs if given else None)
 
     def _value_grid(self, name: str, target: Target, bits: int, kind: str | None = None) -> Grid:
         seen = self.seen.values[name]
