@@ -27,6 +27,7 @@ def norms(model: nn.Module, x: Tensor) -> int:
     norms_over_channels(module)
     with torch.no_grad():
         torch.testing.assert_close(module(x), model(x), rtol=1e-10, atol=1e-10)
+    assert all("val" in n.meta for n in module.graph.nodes if n.op != "output")
     return sum(n.target is torch.ops.aten.layer_norm.default for n in module.graph.nodes)
 
 

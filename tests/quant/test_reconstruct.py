@@ -62,6 +62,22 @@ def test_concatenations_that_carry_all_are_ends() -> None:
     ]  # fmt: skip
 
 
+class Shuffled(nn.Module):
+    """A unit that leaves half of the channels alone (arXiv:1807.11164)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.rest = nn.Conv2d(2, 8, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = F.relu(self.stem(x)).chunk(2, 1)
+        return torch.cat([kept, self.rest(changed)], 1)
+
+
+def test_parts_of_a_split_are_needed_all() -> None:
+    assert found(Shuffled(), 2, 6, 6) == [("x", "relu", 1), ("relu", "cat", 1)]
+
+
 class Two(nn.Module):
     """Two inputs, which meet behind a layer each; and two outputs."""
 

@@ -35,7 +35,9 @@ def _rewrite(module: fx.GraphModule, norm: fx.Node, x: fx.Node, after: fx.Node) 
     graph = module.graph
 
     def call(target: Any, *args: Any) -> fx.Node:
-        return graph.call_function(target, args)
+        node = graph.call_function(target, args)
+        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
+        return node
 
     with graph.inserting_before(after):
         centered = call(aten.sub.Tensor, x, call(aten.mean.dim, x, [1], True))

@@ -67,14 +67,21 @@ def _carriers(reference: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | No
     """Each node, and the one value that is still needed behind it; None where there are more, or no sample is a row of it."""
     nodes = list(reference.graph.nodes)
     place = {n: i for i, n in enumerate(nodes)}
-    held = {n for n in _computed(nodes) if n.op != "output" and isinstance(n.meta.get("val"), Tensor)}
+    sizes = torch.SymInt | torch.SymBool | int
+    held = {n for n in _computed(nodes) if n.op != "output" and not isinstance(n.meta.get("val"), sizes)}
     last = {n: max((place[u] for u in n.users), default=-1) for n in held}
-    batch = next(str(n.meta["val"].shape[:1]) for n in nodes if n.op == "placeholder")
+    batch = _rows(next(n for n in nodes if n.op == "placeholder"))
     alive: set[fx.Node] = {n for n in held if n.op == "placeholder"}
     for i, node in enumerate(nodes):
         alive = {n for n in alive | ({node} & held) if last[n] > i}
         (one,) = alive if len(alive) == 1 else (None,)
-        yield node, one if one is not None and str(one.meta["val"].shape[:1]) == batch else None
+        yield node, one if one is not None and _rows(one) == batch else None
+
+
+def _rows(node: fx.Node) -> str:
+    """The first size of a value; empty where it is no tensor."""
+    value = node.meta.get("val")
+    return str(value.shape[:1]) if isinstance(value, Tensor) else ""
 
 
 def _computed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
