@@ -78,6 +78,25 @@ def test_parts_of_a_split_are_needed_all() -> None:
     assert found(Shuffled(), 2, 6, 6) == [("x", "relu", 1), ("relu", "cat", 1)]
 
 
+class Frames(nn.Module):
+    """Of every sample, one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.head = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.last(F.relu(self.first(x.flatten(0, 1)))))
+        out: Tensor = self.head(y.unflatten(0, (-1, 3)).mean((1, 3, 4)))
+        return out
+
+
+def test_layers_whose_rows_are_no_samples_are_in_no_block_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(Frames(), 3, 2, 4, 4) == [("x", "mean", 2), ("mean", "linear", 1)]
+    monkeypatch.setattr("penjing.quant.reconstruct.LARGEST", 1)
+    assert found(Frames(), 3, 2, 4, 4) == [("mean", "linear", 1)]
+
+
 class Two(nn.Module):
     """Two inputs, which meet behind a layer each; and two outputs."""
 

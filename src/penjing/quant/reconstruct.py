@@ -36,7 +36,8 @@ class Block:
 def find_blocks(reference: fx.GraphModule, quantized: set[str]) -> list[Block]:
     """Parts between the values that alone carry all that is computed later; each holds at least one layer.
 
-    A part that has more layers than ``LARGEST``, several inputs or several outputs becomes one block for each layer.
+    A part that has more layers than ``LARGEST``, several inputs or several outputs becomes one block for each layer that reads
+    and gives a row for each sample; the others are in none.
 
     Args:
         quantized: Names of the layers' nodes that count.
@@ -52,7 +53,8 @@ def find_blocks(reference: fx.GraphModule, quantized: set[str]) -> list[Block]:
             inside.append(node)
             last = None
         last = carrier if carrier is not None else last
-    return [*found, *_parts(entry, last, inside)]
+    batch = _batch(reference)
+    return [b for b in (*found, *_parts(entry, last, inside)) if _rows(b.entry) == _rows(b.exit) == batch]
 
 
 def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node]) -> list[Block]:
@@ -70,12 +72,16 @@ def _carriers(reference: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | No
     sizes = torch.SymInt | torch.SymBool | int
     held = {n for n in _computed(nodes) if n.op != "output" and not isinstance(n.meta.get("val"), sizes)}
     last = {n: max((place[u] for u in n.users), default=-1) for n in held}
-    batch = _rows(next(n for n in nodes if n.op == "placeholder"))
+    batch = _batch(reference)
     alive: set[fx.Node] = {n for n in held if n.op == "placeholder"}
     for i, node in enumerate(nodes):
         alive = {n for n in alive | ({node} & held) if last[n] > i}
         (one,) = alive if len(alive) == 1 else (None,)
         yield node, one if one is not None and _rows(one) == batch else None
+
+
+def _batch(reference: fx.GraphModule) -> str:
+    return _rows(next(n for n in reference.graph.nodes if n.op == "placeholder"))
 
 
 def _rows(node: fx.Node) -> str:
