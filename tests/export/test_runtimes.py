@@ -289,6 +289,25 @@ def test_attention_over_other_values_is_quantized(tmp_path: Path) -> None:
     assert (found - int8(x)).norm() < 0.01 * int8(x).norm()
 
 
+@pytest.mark.parametrize("heads", [0, 2])
+def test_attention_in_one_operation_leaves_layers_their_names(heads: int, tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = (t.unflatten(2, (heads, -1)).transpose(1, 2) if heads else t for t in (self.query(x), x))
+            y = F.scaled_dot_product_attention(q, k, k, q @ k.mT)
+            found: Tensor = self.out(y.transpose(1, 2).flatten(2) if heads else y)
+            return found
+
+    net, x = Attention().eval(), torch.randn(2, 5, 8)
+    file = pj.export(net, x, tmp_path / "net.onnx")
+    assert file.reasons == dict.fromkeys(("query", "matmul", "out"), "the file is in float")
+    torch.testing.assert_close(file.load(1, "f32")(x), net(x).detach(), atol=1e-5, rtol=1e-4)
+
+
 class Block(nn.Module):
     """A linear layer on vectors beside convolutions of as many channels, as in ConvNeXt and in attention."""
 

@@ -84,6 +84,19 @@ def _leaky(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return graph.call_function(aten.leaky_relu.default, (x, (low + high) / 2))  # type: ignore[operator]
 
 
+def _attention(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Attention of one head without a dim for heads, as that of one of them."""
+
+    def is_without(given: object) -> bool:
+        return isinstance(given, fx.Node) and "val" in given.meta and given.meta["val"].ndim == 3
+
+    if not is_without(node.args[0]):
+        return None
+    args = [graph.call_function(aten.unsqueeze.default, (a, 1)) if is_without(a) else a for a in node.args]
+    found = graph.call_function(aten.scaled_dot_product_attention.default, tuple(args), node.kwargs)
+    return graph.call_function(aten.squeeze.dim, (found, 1))
+
+
 SPELLED: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.batch_norm.default: _batch_norm,
     aten.adaptive_avg_pool1d.default: _pool,
@@ -93,4 +106,5 @@ SPELLED: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.pad.default: _circular,
     aten.rrelu.default: _leaky,
     aten.index_select.default: _selected,
+    aten.scaled_dot_product_attention.default: _attention,
 }
