@@ -82,6 +82,11 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
     return tuple(inputs)
 
 
+def samples_of(inputs: Sequence[Tensor | np.ndarray]) -> int:
+    """How many samples inputs hold: the length of the first that is no single number, as a time step is."""
+    return next((len(x) for x in inputs if x.ndim), 1)
+
+
 def inputs_and_target(batch: Any, count: int) -> tuple[tuple[Tensor, ...], Any]:
     """Take apart what a loader yields, for a model of ``count`` inputs: inputs alone, or ``(inputs, target)``.
 

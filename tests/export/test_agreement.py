@@ -107,6 +107,19 @@ def test_batches_are_walked_once_and_dense_answers_compared_at_every_position(tm
     assert found["a"].argmax == pytest.approx(expected) and 0.2 < expected < 0.95
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_one_number_for_all_samples_goes_with_every_part_of_them(first: bool) -> None:
+    class Times(nn.Module):
+        def forward(self, one: Tensor, other: Tensor) -> Tensor:
+            return one * other
+
+    inputs = (torch.randn(6, 3), torch.tensor(0.5))
+    run = Runner(lambda arrays: [arrays[0] * arrays[1]], "here", fixed=2)
+    told = agreements({"it": run}, Times(), [inputs[::-1] if first else inputs])["it"]
+    assert (told.largest, told.samples) == (0, 6)
+    assert run(*inputs).shape == (6, 3)
+
+
 def test_a_network_of_a_fixed_batch_is_compared_and_watched_in_parts(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

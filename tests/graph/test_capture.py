@@ -120,9 +120,19 @@ def test_the_graph_has_the_model_s_names() -> None:
     assert found.keys() == dict(model.named_parameters()).keys()
 
 
+class Timed(nn.Module):
+    """With a time step that is one for all samples."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * t
+
+
 def test_a_batch_of_one_is_doubled() -> None:
     assert capture(nn.Linear(3, 4), torch.zeros(1, 3)).example[0].shape == (2, 3)
     assert capture(nn.Linear(3, 4), torch.zeros(3, 3)).example[0].shape == (3, 3)
+    beside = capture(Timed(), (torch.zeros(1, 3), torch.tensor(0.5)))
+    assert [x.shape for x in beside.example] == [(2, 3), ()]
+    assert beside.dynamic
 
 
 def test_a_batch_written_into_the_model_is_found() -> None:

@@ -160,6 +160,26 @@ def test_weights_that_are_computed_are_excluded_by_any_of_their_names() -> None:
         assert list(quantize(net, x, [x], scheme=Scheme(exclude=(pattern,))).meta["reasons"].values()) == ["it was excluded"]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_an_input_may_be_one_number_for_all_samples(first: bool) -> None:
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, *given: Tensor) -> Tensor:
+            x, t = given[::-1] if first else given
+            found: Tensor = self.b(torch.relu(self.a(x)) * t)
+            return found
+
+    net, inputs = Timed().eval(), (torch.randn(4, 3, 7, 7), torch.tensor(0.5))
+    inputs = inputs[::-1] if first else inputs
+    for rounding in ("nearest", "gptq"):
+        low = quantize(net, inputs, [inputs], scheme=Scheme(rounding=rounding))
+        with torch.no_grad():
+            assert decibels(noise_share([[net(*inputs)]], [[low(*inputs)]])) > 30
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 def test_what_the_network_gives_may_share_its_grid(pooled: bool) -> None:
     class Pooled(nn.Module):

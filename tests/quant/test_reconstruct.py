@@ -98,25 +98,25 @@ def test_layers_whose_rows_are_no_samples_are_in_no_block_of_their_own(monkeypat
 
 
 class Two(nn.Module):
-    """Two inputs, which meet behind a layer each; and two outputs."""
+    """Two inputs, which meet behind a layer each, with a number for all samples; and two outputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one, self.other, self.both = nn.Linear(5, 8), nn.Linear(3, 8), nn.Linear(8, 4)
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        z = F.relu(self.one(x)) + self.other(y)
+    def forward(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        z = F.relu(self.one(x)) * t + self.other(y)
         return self.both(z), z
 
 
 def test_networks_of_several_inputs_and_outputs_are_rounded() -> None:
     torch.manual_seed(0)
-    inputs = (torch.randn(32, 5), torch.randn(32, 3))
+    inputs = (torch.randn(32, 5), torch.randn(32, 3), torch.tensor(0.5))
     reference = capture(Two().eval(), inputs).module
     module = copy.deepcopy(reference)
     insert_weight_grids(module, 2)
     before = copy.deepcopy(module)
-    QUICK(reference, module, [tuple(t[:20] for t in inputs), tuple(t[20:] for t in inputs)], silent)
+    QUICK(reference, module, [tuple(x[part] if x.ndim else x for x in inputs) for part in (slice(20), slice(20, None))], silent)
     with torch.no_grad():
         wanted, plain, learned = (m(*inputs)[0] for m in (reference, before, module))
     assert (learned - wanted).norm() < (plain - wanted).norm()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from penjing.files import digest
 from penjing.graph import as_inputs
 from penjing.measure import latency
 from penjing.quant import target_named
-from penjing.task import in_eval
+from penjing.task import in_eval, samples_of
 
 Arrays = list[np.ndarray]
+Values = TypeVar("Values", Tensor, np.ndarray)
 SAFE = 64  # 2 * 255 * 64 is below 2**15
 
 
@@ -75,19 +76,18 @@ class Runner:
     def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
         if not inputs:
             raise ExportError("the file is called without inputs; give what the network takes, one by one")
-        arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
-        outputs = self._call(arrays) if self.fixed in (None, len(arrays[0])) else self._in_parts(arrays, self.fixed)
+        outputs = self._in_parts(_arrays(inputs))
         if isinstance(inputs[0], Tensor):
             tensors = [torch.from_numpy(np.array(y)) for y in outputs]
             return tensors[0] if len(tensors) == 1 else tuple(tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _in_parts(self, arrays: Arrays, size: int) -> Arrays:
-        count = len(arrays[0])
-        if count % size:
+    def _in_parts(self, arrays: Arrays) -> Arrays:
+        count, size = samples_of(arrays), self.fixed
+        if size and (count % size or not count):
             raise ExportError(f"the file takes {size} samples at a time, and {count} are no multiple of that; give as many")
-        parts = [self._call([a[i : i + size] for a in arrays]) for i in range(0, count, size)]
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        first, *others = [self._call(few) for few in _in_parts(arrays, size)]
+        return [np.concatenate(outputs) for outputs in zip(first, *others, strict=True)] if others else first
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Artifact:
         self._check()
         runtime = RUNTIMES[self.runtime]
         where = f"{self.runtime} {runtime.version()}, {threads or 'all'} threads"
-        return Runner(runtime.load(self.path, threads, precision), where, None if self.dynamic else self.inputs[0][0])
+        return Runner(runtime.load(self.path, threads, precision), where, None if self.dynamic else self._batch)
 
     def kernels(self, precision: str | None = None) -> list[Kernel]:
         """What the runtime really executes: for each layer the operation, its precision and what is fused into it.
@@ -162,7 +162,7 @@ class Artifact:
         Raises:
             ExportError: See ``load``.
         """
-        arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
+        arrays = _arrays(inputs)
         if not self.dynamic:
             arrays = [a[: shape[0]] if shape else a for a, shape in zip(arrays, self.inputs, strict=True)]
         wall = latency(self.load(threads, precision), *arrays, seconds=seconds / 2)
@@ -176,6 +176,10 @@ class Artifact:
     def to_json(self) -> dict[str, Any]:
         """The artifact as JSON values."""
         return asdict(self) | {"path": str(self.path)}
+
+    @property
+    def _batch(self) -> int:
+        return next((shape[0] for shape in self.inputs if shape), 1)
 
     def _check(self) -> None:
         if not self.path.is_file():
@@ -216,7 +220,7 @@ def fixed_batch(path: Path) -> int | None:
         inputs = onnx.load(path, load_external_data=False).graph.input
     except Exception as e:  # of protobuf, which has none of its own for this
         raise ExportError(f"{path} cannot be read as ONNX: {first_line(e)}") from e
-    dims = inputs[0].type.tensor_type.shape.dim if inputs else ()
+    dims = next((dims for i in inputs if (dims := i.type.tensor_type.shape.dim)), ())
     return int(dims[0].dim_value) or None if dims else None
 
 
@@ -234,17 +238,22 @@ def agreements(runs: Mapping[str, Runner], module: nn.Module, batches: Iterable[
                 with torch.no_grad():
                     expected = [y for y in tree_leaves(module(*few)) if isinstance(y, Tensor)]
                 for name, run in runs.items():
-                    sums[name].add(tree_leaves(run(*few)), expected, len(few[0]))
+                    sums[name].add(tree_leaves(run(*few)), expected, samples_of(few))
     return {name: s.agreement() for name, s in sums.items()}
 
 
-def _in_parts(inputs: tuple[Tensor, ...], size: int | None) -> Iterator[tuple[Tensor, ...]]:
-    """The samples, as many at a time as a network takes that was made for a fixed batch."""
-    if size is None or len(inputs[0]) == size:
-        yield inputs
+def _arrays(inputs: Sequence[Tensor | np.ndarray]) -> Arrays:
+    return [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
+
+
+def _in_parts(inputs: Sequence[Values], size: int | None) -> Iterator[list[Values]]:
+    """The samples, as many at a time as a network takes that was made for a fixed batch, with whatever else it reads."""
+    count = samples_of(inputs)
+    if size is None or size == count:
+        yield list(inputs)
         return
-    for i in range(0, len(inputs[0]), size):
-        yield tuple(x[i : i + size] for x in inputs)
+    for i in range(0, count, size):
+        yield [x[i : i + size] if x.ndim and len(x) == count else x for x in inputs]
 
 
 @dataclass

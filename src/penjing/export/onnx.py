@@ -33,6 +33,7 @@ from penjing.quant.editable import set_tensor
 from penjing.quant.grids import BITS
 from penjing.quant.learned import settle
 from penjing.quant.norms import norms_over_channels
+from penjing.task import samples_of
 
 _OPERATORS: dict[tuple[tuple[str, Any], ...], Any] = {}  # torch's tables, by what was asked for
 
@@ -53,7 +54,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: str | Pat
     module = settle(model) if is_captured(model) else capture(model, given).module
     dynamic = takes_any_batch(module)
     inputs = free_batch(given) if dynamic else given
-    dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == inputs[0].shape[0] else {} for x in inputs)
+    dims = tuple({0: torch.export.Dim.AUTO} if dynamic and x.ndim and x.shape[0] == samples_of(inputs) else {} for x in inputs)
     destination = Path(path)
     if runtime == "openvino":
         _check_resizing(module)

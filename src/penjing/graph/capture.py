@@ -131,9 +131,9 @@ def _not_in_place(model: nn.Module) -> nn.Module:
 
 def free_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs with a batch that torch does not take as fixed: of 2 where it is 1."""
-    if any(x.ndim == 0 or x.shape[0] != 1 for x in inputs):
+    if {x.shape[0] for x in inputs if x.ndim} != {1}:
         return inputs
-    return tuple(torch.cat([x, x]) for x in inputs)
+    return tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
 
 
 def is_captured(model: nn.Module) -> TypeGuard[fx.GraphModule]:

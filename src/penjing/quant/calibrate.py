@@ -12,7 +12,7 @@ from penjing.errors import DataError, first_line
 from penjing.graph.capture import takes_any_batch
 from penjing.progress import Progress, silent
 from penjing.quant.observers import Observer
-from penjing.task import Inputs, as_tuple
+from penjing.task import Inputs, as_tuple, samples_of
 
 TOGETHER = 8  # samples of small batches that are run at once; of more too little would be counted
 MOST = 2**20  # and numbers of their inputs, for memory: six images of 224 px
@@ -86,7 +86,7 @@ def together(
     most = most if takes_any_batch(module) else 0
     waiting: list[tuple[Tensor, ...]] = []
     for inputs in map(as_tuple, batches):
-        if inputs and not inputs[0].numel():
+        if inputs and not samples_of(inputs):
             continue
         if waiting and not _fits(waiting, inputs, most):
             yield _joined(waiting), len(waiting)
@@ -115,7 +115,8 @@ def not_taken(module: fx.GraphModule, inputs: tuple[Tensor, ...], error: Excepti
     shapes = [tuple(x.shape) for x in inputs]
     only = ""
     if not takes_any_batch(module):
-        example = next(n for n in module.graph.nodes if n.op == "placeholder").meta["val"]
+        given = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]
+        example = next((x for x in given if x.ndim), given[0])
         only = (
             f"; it takes batches like the example alone, of shape {tuple(example.shape)}, since its forward makes a number of "
             "the batch size, as int(x.shape[0]) or a loop over the samples do: give such batches, or leave the size a tensor's"
@@ -165,7 +166,7 @@ class _Watch(fx.Interpreter):
             self.samples += samples
 
     def one(self, inputs: tuple[Tensor, ...]) -> None:
-        self.samples += inputs[0].shape[0]
+        self.samples += samples_of(inputs)
         try:
             self.run(*(_channels_last(x) for x in inputs))
         except (RuntimeError, TypeError, ValueError, IndexError) as e:  # torch's complaints about shapes

@@ -17,7 +17,7 @@ from penjing.quant.calibrate import not_taken, together
 from penjing.quant.editable import Editable, attribute
 from penjing.quant.grids import levels
 from penjing.quant.streams import Line, Streams
-from penjing.task import Inputs, as_tuple
+from penjing.task import Inputs, as_tuple, samples_of
 
 CHOICES = (0.25, 0.5, 0.75, 1.0)  # of the way to equal ranges, in octaves
 GAIN = 0.1  # of the estimated noise that may be left; of smaller promises some were broken, as in a U-Net
@@ -109,7 +109,7 @@ class _Watch(fx.Interpreter):
         with torch.no_grad():
             for inputs, _ in together(self.graph_module, _first(batches), 2):
                 self._one(inputs)
-                samples, runs = samples + len(inputs[0]), runs + 1
+                samples, runs = samples + samples_of(inputs), runs + 1
         for reader in self.readers.values():
             reader.power, reader.given = reader.power / max(1, runs), reader.given / max(1, runs)
         return samples
@@ -139,7 +139,7 @@ def _first(batches: Iterable[Inputs]) -> Iterator[Inputs]:
     samples = 0
     for inputs in batches:
         yield inputs
-        samples += len(as_tuple(inputs)[0])
+        samples += samples_of(as_tuple(inputs))
         if samples >= SAMPLES:
             return
 

@@ -17,6 +17,7 @@ from penjing.graph.walk import behind
 from penjing.progress import Progress, silent
 from penjing.quant.insert import FIXED, Layer, layers, tensor
 from penjing.score.flow import Batch, Flow
+from penjing.task import samples_of
 
 aten = torch.ops.aten
 
@@ -129,7 +130,7 @@ def count_samples(batches: Sequence[Batch]) -> int:
     Raises:
         DataError: None.
     """
-    samples = sum(len(b[0]) for b in batches)
+    samples = sum(map(samples_of, batches))
     if not samples:
         raise DataError("calibration is empty: it yields no sample; give a few hundred images")
     return samples

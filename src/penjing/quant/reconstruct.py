@@ -18,6 +18,7 @@ from penjing.quant.codes import Straight
 from penjing.quant.grids import Grid, spread
 from penjing.quant.insert import Layer, value_grid
 from penjing.quant.lockstep import InOrder, Lockstep, Pass, own, parameter, unquantized
+from penjing.task import samples_of
 
 FINE = 255  # a grid of so many steps needs no learning
 HELD_BACK = 0.2  # share of the samples that decide whether what was learned is kept
@@ -54,7 +55,7 @@ def find_blocks(reference: fx.GraphModule, quantized: set[str]) -> list[Block]:
             last = None
         last = carrier if carrier is not None else last
     batch = _batch(reference)
-    return [b for b in (*found, *_parts(entry, last, inside)) if _rows(b.entry) == _rows(b.exit) == batch]
+    return [b for b in (*found, *_parts(entry, last, inside)) if all(_rows(n) == batch for n in _met(b))]
 
 
 def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node]) -> list[Block]:
@@ -63,6 +64,12 @@ def _parts(entry: fx.Node | None, end: fx.Node | None, inside: list[fx.Node]) ->
     if entry is not None and end is not None and len(inside) <= LARGEST:
         return [Block(entry, end)]
     return [Block(n.all_input_nodes[0], n) for n in inside]
+
+
+def _met(block: Block) -> list[fx.Node]:
+    """What a block is given and gives, with the inputs of the network that it reads besides, as for a bias."""
+    inside = behind(block.exit, until={block.entry})
+    return [block.entry, block.exit, *(n for n in inside if n.op == "placeholder")]
 
 
 def _carriers(reference: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | None]]:
@@ -81,7 +88,9 @@ def _carriers(reference: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | No
 
 
 def _batch(reference: fx.GraphModule) -> str:
-    return _rows(next(n for n in reference.graph.nodes if n.op == "placeholder"))
+    """The rows of the first input that is no single number."""
+    inputs = [n for n in reference.graph.nodes if n.op == "placeholder"]
+    return next((_rows(n) for n in inputs if n.meta["val"].ndim), "")
 
 
 def _rows(node: fx.Node) -> str:
@@ -134,8 +143,9 @@ class _Blocks(Pass):
 
     def __init__(self, settings: Reconstruction, both: Lockstep, layers: Pass) -> None:
         self.settings, self.both, self.layers = settings, both, layers
-        self.inputs = [_joined(parts) for parts in zip(*both.module.batches, strict=True)]
-        self.sizes = [len(b[0]) for b in both.module.batches]
+        self.sizes = [samples_of(b) for b in both.module.batches]
+        by_input = zip(both.module.inputs, zip(*both.module.batches, strict=True), strict=True)
+        self.inputs = {n: _joined(parts) for n, parts in by_input if _rows(n) == _batch(both.networks[1])}
         back = {t: n for n, t in both.twin.items()}
         found = find_blocks(both.networks[0], {layer.node.name for layer in both.layers})
         self.ends = {back[b.exit]: back[b.entry] for b in found}
@@ -191,13 +201,13 @@ class _Blocks(Pass):
 class _Fed:
     """What a block is given and should give, all samples in one."""
 
-    inputs: list[Tensor]  # of the network
+    inputs: dict[fx.Node, Tensor]  # of the network
     entry: Tensor  # what the quantized network gives there
     wanted: Tensor
 
     def some(self, at: Tensor) -> "_Fed":
         """Of those samples."""
-        return _Fed([x[at] for x in self.inputs], self.entry[at], self.wanted[at])
+        return _Fed({n: x[at] for n, x in self.inputs.items()}, self.entry[at], self.wanted[at])
 
     def apart(self, held: Tensor) -> tuple["_Fed", "_Fed"]:
         """Without those samples, and those; all twice, where there is only one."""
@@ -213,7 +223,6 @@ class _Trial(fx.Interpreter):
         reference, self.gm = both.networks
         super().__init__(self.gm)
         self.entry, self.end = entry, end
-        self.inputs = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
         inside = {n for n in behind(end, until={entry}) if n.op != "placeholder"}
         self.nodes = [n for n in self.gm.graph.nodes if n in inside]
         self.layers = {
@@ -269,7 +278,7 @@ class _Trial(fx.Interpreter):
         return float((self.given(fed, batch) - fed.wanted).square().mean())
 
     def _run(self, fed: _Fed) -> Tensor:
-        self.env = {**dict(zip(self.inputs, fed.inputs, strict=True)), self.entry: fed.entry}
+        self.env = {**fed.inputs, self.entry: fed.entry}
         for node in self.nodes:
             if node not in self.env:
                 self.env[node] = self.run_node(node)
