@@ -31,7 +31,7 @@ def _keep_dims(module: fx.GraphModule) -> None:
     for node in [n for n in module.graph.nodes if n.target is aten.mean.dim]:
         source, dims = node.args[:2]
         value, keep = source.meta["val"], node.args[2] if len(node.args) > 2 else False
-        if keep or node.kwargs or value.ndim != 4 or sorted(d % 4 for d in dims) != [2, 3]:
+        if keep or node.kwargs or value.ndim != 4 or sorted(d % 4 for d in dims or ()) != [2, 3]:
             continue
         with module.graph.inserting_before(node):
             mean = module.graph.call_function(aten.mean.dim, (source, dims, True))
