@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from penjing.graph.layers import CONVOLUTIONS, TRANSPOSED
-from penjing.graph.walk import arguments
+from penjing.graph.walk import arguments, behind
 from penjing.quant.fold import is_scaling
 from penjing.quant.targets import (
     ADDS,
@@ -110,6 +110,8 @@ class _Places:
 
     def _why_float(self, layer: fx.Node, exclude: Sequence[str], floats: frozenset[str]) -> str:
         if layer.target not in WEIGHTED:
+            if any(all(n.op != "placeholder" for n in behind(source)) for source in layer.all_input_nodes):
+                return "it is a product with a parameter, not a linear layer; write x @ W as F.linear(x, W.T)"
             return "both of its operands are computed, neither is a weight"
         weight = layer.args[1]
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
