@@ -68,7 +68,7 @@ def test_compare_finds_the_slower_and_keeps_the_spread() -> None:
 
 
 def test_latency_says_where() -> None:
-    m = latency(lambda x: x, np.zeros(1), seconds=0.01)
+    m = latency(lambda _, x: x, np.array(0.5), np.zeros(1), seconds=0.01)
     assert (m.unit, m.where) == ("ms", "torch")
     assert str(Measurement.exact(1200, "bytes")) == "1,200 bytes"
 

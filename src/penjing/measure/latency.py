@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from penjing.measure.measurement import Measurement
 from penjing.progress import Progress, silent
-from penjing.task import Run
+from penjing.task import Run, samples_of
 
 AT_LEAST, AT_MOST = 15, 300  # turns
 TURN, BEFORE = 20.0, 2  # ms that a turn lasts, two calls at least; and untimed calls before it; one of each where one is longer
@@ -48,7 +48,7 @@ def compare(
                 for _ in range(before[name]):
                     run(*arrays)
                 times[name].append(statistics.median(_timed(run, arrays) for _ in range(calls[name])))
-            advance(f"batch {len(arrays[0])}")
+            advance(f"batch {samples_of(arrays)}")
     return {name: _summary(times[name], getattr(run, "where", "torch")) for name, run in runs.items()}
 
 
