@@ -202,7 +202,8 @@ def test_a_regression_has_the_corruption_table_alone() -> None:
     ids=["floats", "pixels", "beyond", "single"],
 )
 def test_what_is_no_classification_has_no_classes(inputs: Tensor, target: Tensor, output: Tensor) -> None:
-    found = generalization(lambda _: output, lambda _: output, [(inputs, target)], top1, allowed=0.0)
+    nothing = Score(0.0, 10, np.zeros(10))
+    found = generalization(lambda _: output, lambda _: output, [(inputs, target)], lambda _run, _batches: nothing, allowed=0.0)
     assert (found.per_class, found.flips, found.calibration, found.forgotten) == ((), None, None, ())
     assert len(found.corruptions) == 3 * len(CORRUPTIONS)
 

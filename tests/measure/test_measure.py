@@ -29,6 +29,14 @@ def test_top1_takes_numpy_and_per_pixel_outputs() -> None:
     assert score.per_sample.tolist() == [15 / 16, 1]
 
 
+@pytest.mark.parametrize("target", [torch.ones(2, 1), torch.zeros(2)])
+def test_top1_refuses_a_single_output(target: torch.Tensor) -> None:
+    with pytest.raises(DataError, match=r"outputs have shape \(2, 1\), and top1 compares two classes or more"):
+        top1(lambda x: x, [(torch.ones(2, 1), target)])
+    with pytest.raises(DataError, match=r"outputs have shape \(2,\)"):
+        top1(lambda x: x, [(torch.ones(2), target)])
+
+
 def test_top1_refuses_nothing_and_nan() -> None:
     with pytest.raises(DataError, match="no batch"):
         top1(lambda x: x, [])

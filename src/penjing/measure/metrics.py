@@ -13,7 +13,7 @@ def top1(run: Run, batches: Batches) -> Score:
 
     Raises:
         NoScore: An output is not finite.
-        DataError: There is no batch, or targets are neither classes nor shares of them.
+        DataError: There is no batch, targets are neither classes nor shares of them, or outputs are not of several classes.
     """
     right: list[np.ndarray] = []
     with torch.no_grad():
@@ -30,6 +30,11 @@ def top1(run: Run, batches: Batches) -> Score:
 
 def _hits(output: Tensor, target: Tensor) -> Tensor:
     """For each sample the share of its positions that are right; one position where targets have no more dimensions."""
+    if output.ndim < 2 or output.shape[1] < 2:
+        raise DataError(
+            f"outputs have shape {tuple(output.shape)}, and top1 compares two classes or more, along dimension 1; of one logit "
+            "or of numbers, give a metric of your own"
+        )
     said, target = output.argmax(1), torch.as_tensor(target)
     if target.shape == output.shape:  # one-hot, or shares of classes
         target = target.argmax(1)
