@@ -23,6 +23,7 @@ Batch = tuple[Inputs, Any]
 Batches = Iterable[Batch]
 Run = Callable[..., Any]  # a network in torch or in a runtime: takes the inputs one by one
 Loss = Callable[[Any, Any], Tensor]  # (output, target) -> scalar
+IGNORED = 255  # the number that data sets of dense classes give to positions without one; torch's own is below 0
 HOW = (  # what is wrong with most metrics that are
     "a metric is called as metric(run, batches), calls run(*inputs) for every (inputs, target), and returns "
     "penjing.Score(value, samples, per_sample), per_sample with one number a sample"
@@ -85,6 +86,11 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
 def samples_of(inputs: Sequence[Tensor | np.ndarray]) -> int:
     """How many samples inputs hold: the length of the first that is no single number, as a time step is."""
     return next((len(x) for x in inputs if x.ndim), 1)
+
+
+def ignored(target: Tensor, classes: int) -> Tensor:
+    """Where class numbers mean "ignore this": below 0, and 255 where that is no class."""
+    return (target < 0) | ((target == IGNORED) & (classes <= IGNORED))
 
 
 def inputs_and_target(batch: Any, count: int) -> tuple[tuple[Tensor, ...], Any]:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from penjing.errors import DataError
 from penjing.graph import capture
 from penjing.measure import Measurement, compare, cores, latency, layers, machine, macs, parameters, top1
+from penjing.task import NoScore
 from penjing.zoo import resnet20
 
 
@@ -27,6 +29,17 @@ def test_top1_takes_numpy_and_per_pixel_outputs() -> None:
     score = top1(lambda _: output, [(torch.zeros(2), target)])
     assert score.value == pytest.approx(31 / 32)
     assert score.per_sample.tolist() == [15 / 16, 1]
+
+
+def test_top1_leaves_out_what_training_leaves_out() -> None:
+    target = torch.tensor([[1, 1, -100, 255], [255, 255, 255, -1], [0, 255, 1, 1]])
+    score = top1(lambda _: torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1).expand(3, 3, 4), [(torch.zeros(3), target)])
+    assert score.per_sample.tolist() == pytest.approx([1, 2 / 3])  # the second has no position that counts
+    assert (score.samples, score.value) == (2, pytest.approx(5 / 6))
+    many = F.one_hot(torch.tensor([255, 7]), 300)
+    assert top1(lambda _: many, [(torch.zeros(2), torch.tensor([255, 255]))]).value == 0.5  # of so many, 255 is a class
+    with pytest.raises(NoScore, match="no target has a class"):
+        top1(lambda _: many, [(torch.zeros(2), torch.tensor([-1, -1]))])
 
 
 @pytest.mark.parametrize("target", [torch.ones(2, 1), torch.zeros(2)])

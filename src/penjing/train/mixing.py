@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = 255  # the number that data sets of dense classes give to positions without one; torch's own is below 0
+from penjing.task import ignored
+
 Mix = Callable[..., Any]  # what is done to a tensor whose dimension 0 is the batch; leaves all else alone
 
 
@@ -64,10 +65,10 @@ def soft(target: Any, classes: int, smoothing: float, *, as_a_mean: bool = False
     """
     if not isinstance(target, Tensor) or target.is_floating_point():
         return target
-    ignored = (target < 0) | ((target == IGNORED) & (classes <= IGNORED))
-    sure = F.one_hot(target.masked_fill(ignored, 0).long(), classes).movedim(-1, 1).float()
-    weight = ignored.numel() / (~ignored).sum().clamp_min(1) if as_a_mean else 1.0
-    return weight * (sure * (1 - smoothing) + smoothing / classes).masked_fill(ignored.unsqueeze(1), 0)
+    out = ignored(target, classes)
+    sure = F.one_hot(target.masked_fill(out, 0).long(), classes).movedim(-1, 1).float()
+    weight = out.numel() / (~out).sum().clamp_min(1) if as_a_mean else 1.0
+    return weight * (sure * (1 - smoothing) + smoothing / classes).masked_fill(out.unsqueeze(1), 0)
 
 
 def _floats(x: Any, batch: int) -> bool:
