@@ -829,6 +829,9 @@ def test_what_cannot_be_mixed_is_not_mixed_and_says_so() -> None:
         plain = fit(network(), task([(x, {"y": y})], loss), epochs=1, settings=settings)
     assert torch.equal(seen[-1], y)
     assert same(plain, fit(network(), task([(x, {"y": y})], loss), epochs=1, settings=SETTINGS))
+    for boxes in ([{"boxes": torch.rand(3, 4)} for _ in y], [torch.rand(int(n), 4) for n in y]):
+        with pytest.warns(UserWarning, match="samples are not mixed, since the targets are neither"):
+            fit(network(), task([(x, boxes)], lambda output, _: output.square().mean()), epochs=1, settings=settings)
     ones = F.one_hot(y, 3).float()
     fit(network(), task([(x, {"y": ones})], loss), epochs=1, settings=settings)
     assert ((seen[-1] > 0) & (seen[-1] < 1)).any()  # mixed with the images

@@ -43,6 +43,22 @@ def test_a_part_is_cut_from_every_tensor_that_is_batched() -> None:
     assert weight == pytest.approx(6 / 5)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        [torch.zeros(n, 4) for n in (1, 8, 0, 3, 8, 2, 1, 5)],
+        [{"boxes": torch.zeros(3, 4), "name": str(n)} for n in range(8)],
+        tuple("abcdefgh"),
+    ],
+)
+def test_a_part_is_cut_from_lists_of_something_of_each_sample(target: Any) -> None:
+    (x, mine), _ = part((torch.zeros(8, 2), target), 1, 2)
+    assert (len(x), len(mine)) == (4, 4)
+    assert all(a is b for a, b in zip(mine, target[4:], strict=True))
+    (_, (y, both)), _ = part((torch.zeros(2, 2), (torch.arange(2), {"mask": torch.arange(2)})), 1, 2)
+    assert y.tolist() == both["mask"].tolist() == [1]  # control: a tuple as long as the batch, of tensors that are batched
+
+
 def test_a_norm_that_is_shared_already_is_refused() -> None:
     with pytest.raises(ModelError, match="SyncBatchNorm"):
         share_statistics(nn.Sequential(nn.SyncBatchNorm(3)))

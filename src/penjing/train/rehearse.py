@@ -16,6 +16,7 @@ from penjing.graph.taps import Taps
 from penjing.task import Batch, Inputs, Loss, as_tuple
 from penjing.train.mixing import soft
 from penjing.train.settings import Training
+from penjing.train.share import by_sample
 from penjing.train.tensors import state_of
 
 
@@ -108,8 +109,10 @@ def _shown(model: nn.Module, paths: list[str], inputs: tuple[Tensor, ...]) -> tu
 
 def _mixable(inputs: tuple[Tensor, ...], target: Any, classes: int | None) -> bool:
     """Whether both can be mixed; of one alone, the other would tell of samples that are not there."""
-    parts = {"inputs": inputs, "targets": None if classes is not None else target}
-    unfit = [what for what, tree in parts.items() if not all(_blends(leaf, len(inputs[0])) for leaf in tree_leaves(tree))]
+    batch = len(inputs[0])
+    targets = [] if classes is not None else tree_leaves(target, is_leaf=lambda node: by_sample(node, batch))
+    parts = {"inputs": inputs, "targets": targets}
+    unfit = [what for what, leaves in parts.items() if not all(_blends(leaf, batch) for leaf in leaves)]
     if unfit:
         warnings.warn(
             f"samples are not mixed, since the {' and '.join(unfit)} are neither floats nor class numbers; set training.mixup "

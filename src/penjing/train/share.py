@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from penjing import ranks
@@ -30,10 +30,14 @@ def bounds(samples: int, rank: int, world: int) -> tuple[int, int, float]:
 
 
 def part(value: Any, rank: int, world: int) -> tuple[Any, float]:
-    """This rank's samples of a batch (any tree of tensors, batched along dimension 0), and their weight."""
+    """This rank's samples of a batch (any tree of tensors, batched along dimension 0, or lists by sample) and their weight."""
     samples = _samples(value)
     low, high, weight = bounds(samples, rank, world)
-    return tree_map(lambda t: t[low:high] if _batched(t, samples) else t, value), weight
+
+    def mine(leaf: Any) -> Any:
+        return leaf[low:high] if _batched(leaf, samples) or by_sample(leaf, samples) else leaf
+
+    return tree_map(mine, value, is_leaf=lambda node: node is not value and by_sample(node, samples)), weight
 
 
 class Shared:
@@ -206,6 +210,14 @@ def own_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(vars(module).get("forward"), _SharedNorm):
             del module.forward
+
+
+def by_sample(value: Any, samples: int) -> bool:
+    """Whether something in a batch is a list that holds something of each sample, and not tensors that are batched."""
+    if type(value) not in (list, tuple) or len(value) != samples:
+        return False
+    tensors = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return not tensors or not all(_batched(t, samples) for t in tensors)
 
 
 def _batched(value: Any, samples: int) -> bool:
