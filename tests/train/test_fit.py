@@ -837,6 +837,25 @@ def test_what_cannot_be_mixed_is_not_mixed_and_says_so() -> None:
     assert ((seen[-1] > 0) & (seen[-1] < 1)).any()  # mixed with the images
 
 
+@pytest.mark.parametrize("change", [{"mixup": 0.5}, {"cutmix": 1.0}, {"smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 50.0, 50.0])),
+        lambda output, target: F.cross_entropy(output, target, torch.tensor([1.0, 50.0, 50.0])),
+    ],
+)
+def test_labels_are_not_mixed_where_the_loss_of_probabilities_is_another(change: dict[str, float], loss: Any) -> None:
+    own = task(batches()[:1], loss)
+    with pytest.warns(UserWarning, match="the loss is .* of class numbers, and .* of the same as probabilities of classes"):
+        found = fit(network(), own, epochs=1, settings=replace(SETTINGS, **change))
+    assert same(found, fit(network(), own, epochs=1, settings=SETTINGS))
+    for like in (nn.CrossEntropyLoss(label_smoothing=0.2), nn.CrossEntropyLoss(reduction="sum")):
+        own = task(batches()[:1], like)
+        found = fit(network(), own, epochs=1, settings=replace(SETTINGS, **change))
+        assert not same(found, fit(network(), own, epochs=1, settings=SETTINGS))
+
+
 def test_mistakes_that_torch_tells_in_its_own_words_are_told_in_ours() -> None:
     with pytest.raises(ModelError, match="no parameter of Sequential is trained"):
         fit(network().requires_grad_(False), task(), epochs=1, settings=SETTINGS)

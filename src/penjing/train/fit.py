@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from penjing import ranks
@@ -24,7 +23,7 @@ from penjing.task import Batches, Loss, Run, Task, as_a_file, as_tuple, first_ba
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
-from penjing.train.rehearse import Rehearsed, rehearse, two_of
+from penjing.train.rehearse import Rehearsed, is_cross_entropy, rehearse, two_of
 from penjing.train.schedules import SCHEDULES
 from penjing.train.settings import Training
 from penjing.train.share import Shared, shared_run
@@ -261,8 +260,7 @@ class _Loop:
     def _mixed(self, inputs: tuple[Tensor, ...], target: Any) -> tuple[tuple[Tensor, ...], Any]:
         settings = self.settings
         if self.told.classes is not None:
-            entropy = self.task.loss is F.cross_entropy or isinstance(self.task.loss, nn.CrossEntropyLoss)
-            target = soft(target, self.told.classes, settings.smoothing, as_a_mean=entropy)
+            target = soft(target, self.told.classes, settings.smoothing, as_a_mean=is_cross_entropy(self.task.loss))
         if not self.told.mixes:
             return inputs, target
         batch, device = inputs[0].shape[0], inputs[0].device

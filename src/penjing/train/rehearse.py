@@ -1,13 +1,16 @@
 """Before anything is trained: one batch through student and teacher, so that a mistake shows at once."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from penjing.distill import Lesson, TeacherLoss, as_teacher_loss
@@ -68,28 +71,48 @@ def rehearse(
             judge.prepare(Lesson(output, taught, target, features, shown))
     classes = _classes(output, target) if blends else None
     if classes is not None:
-        ours = copy.deepcopy(judge)
 
         def value(labels: Any) -> Any:
-            return task_loss(output, labels) if ours is None else ours(Lesson(output, taught, labels, features, shown))
+            loss, lesson = copy.deepcopy((judge, Lesson(output, taught, labels, features, shown)))  # it may change either
+            return task_loss(lesson.output, labels) if loss is None else loss(lesson)
 
-        if _fails(lambda: value(soft(target, classes, settings.smoothing))) and not _fails(lambda: value(target)):
+        as_shares = partial(soft, target, classes, as_a_mean=is_cross_entropy(task_loss))
+        if why := _unlike(value, target, as_shares, settings.smoothing):
             warnings.warn(
-                "the loss does not take probabilities of classes, which mixed or smoothed labels are, so that neither is done; "
-                "set training.mixup, training.cutmix and training.smoothing to 0 to be rid of this",
+                f"the loss {why}, which mixed or smoothed labels are, so that neither is done; set training.mixup, "
+                "training.cutmix and training.smoothing to 0 to be rid of this",
                 stacklevel=2,
             )
             return Rehearsed(judge, None, mixes=False)
     return Rehearsed(judge, classes, mixes=bool(settings.mixup or settings.cutmix) and _mixable(given, target, classes))
 
 
-def _fails(loss: Callable[[], Any]) -> bool:
-    """Whether a loss raises something, or gives no finite number."""
-    with torch.no_grad():
+def is_cross_entropy(loss: Loss) -> bool:
+    """Whether a loss is torch's cross-entropy, a mean over the positions that count."""
+    return loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+
+
+def _unlike(value: Callable[[Any], Any], target: Tensor, as_shares: Callable[[float], Tensor], smoothing: float) -> str | None:
+    """Why probabilities of classes cannot stand for class numbers in a loss; None where they can."""
+    numbers, sure = _told(value, target), _told(value, as_shares(0.0))
+    if numbers is None:
+        return None
+    if _told(value, as_shares(smoothing)) is None:
+        return "does not take probabilities of classes"
+    # Cross-entropy divides by the weights of the class numbers that it sees, and of probabilities by how many there are.
+    if sure is not None and not math.isclose(numbers, sure, rel_tol=1e-3, abs_tol=1e-6):
+        return f"is {numbers:.4g} of class numbers, and {sure:.4g} of the same as probabilities of classes"
+    return None
+
+
+def _told(loss: Callable[[Any], Any], labels: Any) -> float | None:
+    """What a loss gives, with the same chance at every call; None where it raises something or gives no finite number."""
+    with torch.no_grad(), torch.random.fork_rng():
         try:
-            return not bool(torch.isfinite(loss()).all())
+            value = float(loss(labels))
         except Exception:  # whatever a loss of somebody else's raises
-            return True
+            return None
+    return value if math.isfinite(value) else None
 
 
 def two_of(inputs: Inputs) -> tuple[Tensor, ...]:
