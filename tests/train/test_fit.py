@@ -506,6 +506,7 @@ def test_the_rate_that_is_told_is_that_of_the_schedule() -> None:
         {"scale_lr": -1},
         {"accumulate": 0},
         {"ema": 1},
+        {"ema": 0.999, "precision": "bf16-true"},
         {"cutmix": 1.1},
         {"smoothing": 1},
         {"patience": -1},

@@ -61,6 +61,10 @@ class Training:
         ):
             if getattr(self, name) not in choices:
                 raise RecipeError(f"training.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if self.ema and self.precision == "bf16-true":  # a step of a mean is too small a share of it for 8 bits
+            raise RecipeError(
+                f"training.ema is {self.ema}, and a mean does not move in bf16-true; choose bf16-mixed, or ema: 0"
+            )
 
     @property
     def watched(self) -> bool:
