@@ -2,20 +2,23 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from penjing.errors import DataError, ModelError
+from penjing.train.portion import Portion
 from penjing.train.share import Shared, bounds, part, share_statistics
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +167,25 @@ def test_a_stream_is_loaded_whole_and_cut(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(x.flatten().tolist(), weight) for x, weight in found] == [
         ([4, 5, 6, 7], 1.0), ([12, 13, 14, 15], 1.0), ([18, 19], 1.0),
     ]  # fmt: skip
+
+
+class Noise(Dataset[Any]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, _index: int) -> Any:
+        return torch.rand(()), random.random(), np.random.random()
+
+
+@pytest.mark.parametrize("wrapped", [lambda train: train, lambda train: Portion(train, 1)])
+def test_workers_that_stay_draw_at_every_walk_what_the_seed_says(wrapped: Callable[[Any], Any]) -> None:
+    loader = DataLoader(Noise(), batch_size=2, num_workers=1, persistent_workers=True)
+    shared, found = Shared(wrapped(loader)), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append([x.tolist() for batch, _ in shared for x in batch])
+    assert found[0] == found[1] != found[2]
+    assert loader.persistent_workers
 
 
 def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:

@@ -76,7 +76,9 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
         augment: What is done to the first input of every batch, ``(N, ...)`` to ``(N, ...)``, on the device; teacher and
             student see the same. Chance must come from torch's generator.
         checkpoint: Where the state is kept, written whole after every epoch. When it is there already, training goes on
-            from it, and on one CPU ends with the same weights, bit for bit, as if it had not been interrupted.
+            from it, and on one CPU ends with the same weights, bit for bit, as if it had not been interrupted: chance in a
+            data set is torch's, or in workers of a ``DataLoader`` any (which are started anew at every epoch), since without
+            workers nobody seeds ``random`` and numpy.
         logs: A folder for ``log.csv``, one line an epoch, and, with ``penjing[tensorboard]`` installed, TensorBoard's events.
         on_epoch: Called after every epoch, for those in the checkpoint too.
 

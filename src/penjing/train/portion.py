@@ -17,6 +17,7 @@ from penjing.progress import Advance
 from penjing.task import Batches, Task
 from penjing.train.fit import fit, length
 from penjing.train.settings import Training
+from penjing.train.share import with_new_workers
 
 REHEARSED = 6  # batches to time a step by; the first two are warming up
 
@@ -30,7 +31,7 @@ class Portion:
     fixed = False  # the batches of a walk are not those of another
 
     def __init__(self, train: Batches, batches: int) -> None:
-        self.train, self.batches, self.epoch = train, batches, 0
+        self.train, self.batches, self.epoch = with_new_workers(train), batches, 0
         self.whole = length(train) if _is_fixed(train) else None
 
     def __len__(self) -> int:

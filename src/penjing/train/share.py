@@ -3,6 +3,7 @@
 Each process takes its slice of every batch, so that many processes see what one would see with the same loader.
 """
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, TypeGuard
@@ -52,7 +53,7 @@ class Shared:
 
     def __init__(self, train: Batches) -> None:
         self.rank, self.world = ranks.rank(), ranks.world()
-        self.train, self.sampler = train, None
+        self.train, self.sampler = with_new_workers(train), None
         if isinstance(getattr(train, "sampler", None), DistributedSampler):
             raise DataError(
                 "task.train has a DistributedSampler, and fit shares every batch between the processes itself; give the loader "
@@ -99,8 +100,17 @@ class _PartSampler:
 
 def _same_loader(loader: "DataLoader[Any]", sampler: Any) -> "DataLoader[Any]":
     kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator")
-    more = {name: getattr(loader, name) for name in (*kept, "prefetch_factor", "persistent_workers")}
+    more = {name: getattr(loader, name) for name in (*kept, "prefetch_factor")}
     return DataLoader(loader.dataset, batch_sampler=sampler, **more)
+
+
+def with_new_workers(train: Batches) -> Batches:
+    """A ``DataLoader`` whose workers stay from walk to walk as one whose workers are new, and seeded anew, at every walk."""
+    if not isinstance(train, DataLoader) or not train.persistent_workers:
+        return train
+    anew = copy.copy(train)
+    vars(anew).update(persistent_workers=False, _iterator=None)  # which torch lets nobody set
+    return anew
 
 
 def shared_run(model: Run) -> Run:
