@@ -460,6 +460,17 @@ def test_frozen_weights_stay_and_only_weights_decay() -> None:
     assert not trained[8].weight.requires_grad
 
 
+def test_frozen_norms_keep_their_statistics() -> None:
+    model = network()
+    model[1].eval().requires_grad_(False)
+    trained = fit(model, watched(), epochs=2, settings=replace(SETTINGS, watch=True))  # the metric changes modes in between
+    assert torch.equal(trained[1].running_mean, model[1].running_mean)
+    assert not torch.equal(trained[0].weight, model[0].weight)
+    model[1].bias.requires_grad_(True)
+    trained = fit(model, task(), epochs=1, settings=SETTINGS)
+    assert not torch.equal(trained[1].running_mean, model[1].running_mean)  # control: not frozen, though in eval mode
+
+
 @pytest.mark.parametrize(("clip", "expected"), [(0.5, 0.5), (0.0, 1000 * math.sqrt(3))])
 def test_the_whole_gradient_is_clipped(clip: float, expected: float) -> None:
     model = nn.Linear(3, 1, bias=False)

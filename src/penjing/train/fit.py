@@ -19,7 +19,7 @@ from penjing import ranks
 from penjing.distill import Lesson
 from penjing.errors import DataError, ModelError, PenjingError, RecipeError, TrainingError, first_line
 from penjing.progress import Progress, silent
-from penjing.task import Batches, Loss, Run, Task, as_a_file, as_tuple, first_batch, half_cure, try_metric
+from penjing.task import Batches, Loss, Run, Task, as_a_file, as_tuple, first_batch, half_cure, in_eval, try_metric
 from penjing.train.logs import Logs
 from penjing.train.mixing import Mix, cutmix, mixup, soft
 from penjing.train.recall import Recall
@@ -63,7 +63,8 @@ def fit(  # noqa: PLR0913 - the whole of what can be asked for, by name
     """Train a copy of ``model`` on ``task.train`` and return it in eval mode.
 
     Zeros in weights of two dimensions or more are kept (see ``Training.hold_zeros``): what ``sparsify`` cut stays cut. Not so
-    those of a weight that was rounded, all of whose values lie on its grid.
+    those of a weight that was rounded, all of whose values lie on its grid. Norms whose scale and shift are frozen
+    (``requires_grad``) stay in eval mode, with the statistics that they have; all else is in train mode.
 
     Started by ``torchrun`` or ``srun``, all processes train one network: each takes its part of every batch, so the global
     batch is the loader's, however many they are.
@@ -306,11 +307,8 @@ class _Loop:
     def answering(self) -> Iterator[Run]:
         """The network as it is by now, as a file of it would answer; in eval mode while the block runs."""
         net = self.learner.current()
-        mode = net.training
-        try:
-            yield as_a_file(self.learner.answering(net.eval()))
-        finally:
-            net.train(mode)
+        with in_eval(net):
+            yield as_a_file(self.learner.answering(net))
 
     def _since_best(self) -> int:
         """Epochs since the best metric; -1 where none counts yet, since the network is still to become sparser."""

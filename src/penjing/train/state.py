@@ -53,7 +53,7 @@ class Learner:
         precision = settings.precision if settings.precision != "auto" else native_precision()
         ranks.join()
         self.fabric = make_fabric(precision)
-        self.model = channels_last(copy.deepcopy(model).train(), few)
+        self.model = channels_last(_in_train(copy.deepcopy(model)), few)
         self.loss = loss
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if not trained:
@@ -231,6 +231,16 @@ class Learner:
             "loss": None if self.loss is None else repr(self.loss),
             "teacher": self.taught_by,
         }
+
+
+def _in_train(model: nn.Module) -> nn.Module:
+    """The model in train mode, but for norms whose scale and shift are frozen: their statistics are, too."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._NormBase) and own and not any(p.requires_grad for p in own):
+            module.eval()
+    return model
 
 
 def _readable(value: Any) -> Any:
