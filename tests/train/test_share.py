@@ -118,6 +118,12 @@ head = [p.detach().clone() for p in net[-1].parameters()]
 net = pj.fit(net, task(), epochs=2, teacher=network(), loss=pj.distill.hint("2", "2"), settings=SETTINGS, on_epoch=told.append)
 found["features"] = [e.loss for e in told], all(torch.equal(a, b) for a, b in zip(head, net[-1].parameters()))
 
+uneven = [(torch.randn(n, 6), torch.zeros(n).long()) for n in (4, 1)]
+try:
+    pj.fit(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), task(uneven), epochs=1, settings=SETTINGS)
+except pj.errors.DataError as e:
+    found["single"] = str(e)
+
 if ranks.is_writer():
     (out / "found.json").write_text(json.dumps(found))
 ranks.leave()
@@ -154,6 +160,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert two["ranks"] == [[0, 1], [[0, 2, 4]]]
     assert two["features"][0] == pytest.approx(one["features"][0], rel=1e-4)
     assert one["features"][1] and two["features"][1]
+    assert "batch 2 of task.train has a single sample" in one["single"] == two["single"]
 
 
 def test_a_stream_is_loaded_whole_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +171,20 @@ def test_a_stream_is_loaded_whole_and_cut(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("penjing.ranks.world", lambda: 2)
     monkeypatch.setattr("penjing.ranks.rank", lambda: 1)
     found = list(Shared(DataLoader(Stream(), batch_size=8)))
-    assert [(x.flatten().tolist(), weight) for x, weight in found] == [
-        ([4, 5, 6, 7], 1.0), ([12, 13, 14, 15], 1.0), ([18, 19], 1.0),
+    assert [(x.flatten().tolist(), weight, whole) for x, weight, whole in found] == [
+        ([4, 5, 6, 7], 1.0, False), ([12, 13, 14, 15], 1.0, False), ([18, 19], 1.0, False),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("loader", "factor"), [(DataLoader, 1)])
+def test_a_loader_gives_its_own_batches_and_says_which_every_process_has(
+    loader: Any, factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penjing.ranks.world", lambda: 2)
+    monkeypatch.setattr("penjing.ranks.rank", lambda: 1)
+    shared = Shared(loader(TensorDataset(torch.arange(5.0)), batch_size=4))
+    found = [((x if factor == 2 else x[0]).tolist(), weight, whole) for x, weight, whole in shared]
+    assert found == [([2.0 * factor, 3.0 * factor], 1.0, False), ([4.0 * factor], 1.0, True)]
 
 
 class Noise(Dataset[Any]):
@@ -183,7 +201,7 @@ def test_workers_that_stay_draw_at_every_walk_what_the_seed_says(wrapped: Callab
     shared, found = Shared(wrapped(loader)), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append([x.tolist() for batch, _ in shared for x in batch])
+        found.append([x.tolist() for batch, *_ in shared for x in batch])
     assert found[0] == found[1] != found[2]
     assert loader.persistent_workers
 

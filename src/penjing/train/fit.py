@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
@@ -178,7 +178,7 @@ class _Loop:
 
     def _epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
         began, total, lr, count = time.perf_counter(), 0.0, 0.0, 0
-        for batch, weight in self._batches(epoch):
+        for batch, weight, whole in self._batches(epoch):
             number, left = epoch * self.steps + count, self.steps - count
             count += 1
             if not left:
@@ -186,7 +186,9 @@ class _Loop:
             group = self.settings.accumulate
             last = count % group == 0 or left == 1
             together = min(group, self.steps - (count - 1) // group * group)  # batches in this step
-            value = ranks.mean(weight * self._learn(batch, number, weight / together))
+            with ranks.apart() if whole else nullcontext():  # all do the same as one would
+                value = self._learn(batch, number, weight / together)
+            value = ranks.mean(weight * value)
             self._check(value, epoch, count)
             if last:
                 lr = self.settings.lr * SCHEDULES[self.settings.schedule](number, self.total, self.settings.warmup)
@@ -204,7 +206,7 @@ class _Loop:
         each = -(-self.steps // group)
         return epoch * each + (count - 1) // group, self.epochs * each
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Any, float]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Any, float, bool]]:
         """The batches of an epoch.
 
         All chance follows from the number of the epoch, so that a resumed run sees what an uninterrupted one would have

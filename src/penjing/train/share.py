@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
@@ -42,7 +41,7 @@ def part(value: Any, rank: int, world: int) -> tuple[Any, float]:
 
 
 class Shared:
-    """Batches of ``train`` as one process sees them: ``(batch, weight)``.
+    """Batches of ``train`` as one process sees them: ``(batch, weight, whole)``, ``whole`` where every process has all of it.
 
     A ``DataLoader`` over a data set with numbered samples loads this process's samples alone; of anything else the whole
     batch is loaded and cut.
@@ -63,17 +62,17 @@ class Shared:
             self.sampler = _PartSampler(train.batch_sampler, self.rank, self.world)
             self.train = _same_loader(train, self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Any, float]]:
+    def __iter__(self) -> Iterator[tuple[Any, float, bool]]:
         if self.sampler is not None:
-            self.sampler.weights.clear()
+            self.sampler.shares.clear()
             for batch in self.train:
-                yield batch, self.sampler.weights.popleft()
+                yield batch, *self.sampler.shares.popleft()
         elif self.world > 1:
             for batch in self.train:
-                yield part(batch, self.rank, self.world)
+                yield *part(batch, self.rank, self.world), _samples(batch) < self.world
         else:
             for batch in self.train:
-                yield batch, 1.0
+                yield batch, 1.0, False
 
 
 def _is_numbered(train: Batches) -> TypeGuard["DataLoader[Any]"]:
@@ -82,11 +81,11 @@ def _is_numbered(train: Batches) -> TypeGuard["DataLoader[Any]"]:
 
 
 class _PartSampler:
-    """The rank's part of every batch of indices; keeps their weights in the order in which the batches come."""
+    """The rank's part of every batch of indices; keeps what ``Shared`` says of each in the order in which they come."""
 
     def __init__(self, whole: Any, rank: int, world: int) -> None:
         self.whole, self.rank, self.world = whole, rank, world
-        self.weights: deque[float] = deque()
+        self.shares: deque[tuple[float, bool]] = deque()
 
     def __len__(self) -> int:
         return len(self.whole)
@@ -94,7 +93,7 @@ class _PartSampler:
     def __iter__(self) -> Iterator[list[Any]]:
         for indices in self.whole:
             low, high, weight = bounds(len(indices), self.rank, self.world)
-            self.weights.append(weight)
+            self.shares.append((weight, len(indices) < self.world))
             yield indices[low:high]
 
 
@@ -181,15 +180,15 @@ def _summed(x: Tensor) -> Tensor:
 
 
 class _SharedNorm:
-    """The forward of a batch norm whose batch lies on several processes."""
+    """The forward of a batch norm whose batch lies on several processes, but where this one works apart."""
 
     def __init__(self, norm: Any) -> None:
         self.norm = norm
 
     def __call__(self, x: Tensor) -> Tensor:
         norm = self.norm
-        if not (norm.training or norm.running_mean is None):
-            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        if ranks.world() == 1 or not (norm.training or norm.running_mean is None):
+            return nn.modules.batchnorm._BatchNorm.forward(norm, x)
         dims, values = [0, *range(2, x.ndim)], x.float()
         count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
         sums = _sum(torch.cat([values.sum(dims), count]))
