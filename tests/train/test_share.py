@@ -176,7 +176,14 @@ def test_a_stream_is_loaded_whole_and_cut(monkeypatch: pytest.MonkeyPatch) -> No
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("loader", "factor"), [(DataLoader, 1)])
+class Doubled(DataLoader[Any]):
+    """With a walk of its own."""
+
+    def __iter__(self) -> Any:
+        return (2 * x for (x,) in super().__iter__())
+
+
+@pytest.mark.parametrize(("loader", "factor"), [(DataLoader, 1), (Doubled, 2)])
 def test_a_loader_gives_its_own_batches_and_says_which_every_process_has(
     loader: Any, factor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

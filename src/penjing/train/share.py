@@ -76,8 +76,13 @@ class Shared:
 
 
 def _is_numbered(train: Batches) -> TypeGuard["DataLoader[Any]"]:
-    """Whether samples can be asked for by their numbers; of a stream they cannot, whatever sampler torch gives its loader."""
-    return isinstance(train, DataLoader) and train.batch_sampler is not None and not isinstance(train.dataset, IterableDataset)
+    """Whether samples can be asked for by their numbers; of a stream they cannot, whatever sampler torch gives its loader.
+
+    Nor of a loader that does something of its own to the batches.
+    """
+    if not isinstance(train, DataLoader) or type(train).__iter__ is not DataLoader.__iter__:
+        return False
+    return train.batch_sampler is not None and not isinstance(train.dataset, IterableDataset)
 
 
 class _PartSampler:
