@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from penjing.errors import RecipeError
+
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=7)  # one may measure for hours while others wait; the launcher ends all when one has died
 _apart = False
@@ -27,17 +29,27 @@ def launched() -> tuple[int, int]:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
-    # A shell that SLURM gave is one task of a job, but not one of many that srun started.
-    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return int(os.environ.get("SLURM_NTASKS", "1")) // nodes, nodes
+    # srun alone says how many tasks a step has; a batch script is number 0 as well. A shell that SLURM gave is one task of a
+    # job, but not one of many that srun started.
+    if "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        return max(1, int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes), nodes
     return 1, 1
 
 
 def join() -> None:
-    """Bring the processes that were started together together; nothing where this one was started alone."""
+    """Bring the processes that were started together together; nothing where this one was started alone.
+
+    Raises:
+        RecipeError: The environment does not say where they meet.
+    """
     devices, nodes = launched()
     if devices * nodes > 1 and not _joined():
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise RecipeError(
+                f"srun started {devices * nodes} processes, which find each other by {' and '.join(missing)}; before srun, "
+                'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500'
+            )
         number = int(os.environ["RANK"] if "RANK" in os.environ else os.environ["SLURM_PROCID"])
         # Read later, its defaults would hold the group, whose threads would then outlive it: one exit in twenty aborted.
         import torch.distributed.nn.functional

@@ -252,19 +252,21 @@ def _readable(value: Any) -> Any:
 
 
 def make_fabric(precision: str) -> Any:
-    """Lightning Fabric on this process's device; of several processes ``ranks`` shares the gradients.
+    """Lightning Fabric on this process's device, whatever started it; of several processes ``ranks`` shares the gradients.
 
     Not torch's DistributedDataParallel: it wants every weight that the output depends on to get a gradient, and a loss that
     compares features reaches none behind them.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)  # it announces the precision at every run
     try:
         local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-        return Fabric(accelerator="auto", devices=[local] if torch.cuda.is_available() else 1, precision=precision)
+        devices = [local] if torch.cuda.is_available() else 1
+        return Fabric(accelerator="auto", devices=devices, precision=precision, plugins=[LightningEnvironment()])
     finally:
         logger.setLevel(level)
 
