@@ -22,7 +22,9 @@ Strengths = tuple[float, float, float, float, float]  # by severity
 def gaussian_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
     """Add normal noise."""
     strength = _strength(images, severity, (0.05, 0.1, 0.2, 0.3, 0.45))  # standard deviations
-    noise = torch.randn(images.shape, generator=generator).to(images)
+    size = images[0].numel()
+    whole = -(-size // 16) * 16  # torch draws 16 at a time, and those at the end once more, which would depend on the batch
+    noise = torch.randn(len(images), whole, generator=generator)[:, :size].reshape(images.shape).to(images)
     return _clipped(images + strength * _spread(images) * noise, images)
 
 
