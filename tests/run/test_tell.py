@@ -25,6 +25,7 @@ CUT = pj.ChannelPlan({"0.weight": {0: (0, 1)}})
     ("drop", "latency", "allowed", "worth"),
     [
         (0.009, 1.0, 0.01, True),
+        (0.9 - 0.895, 1.0, 0.005, True),  # exactly what is allowed, with other last digits
         (0.011, 1.0, 0.01, False),  # though the interval may reach below
         (0.011, 1.0, None, True),
         (0.009, 1.5, 0.01, False),  # slower than the original

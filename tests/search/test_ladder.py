@@ -16,6 +16,10 @@ def test_a_candidate_is_marked_by_every_limit_and_by_its_drop() -> None:
     assert marked(candidate("a", 1.0, 0.93), 0.94, {}, budget).status == "holds"
     lost = marked(candidate("a", 1.0, 0.92), 0.94, {}, budget)
     assert (lost.status, lost.note) == ("too inaccurate", "loses 0.02, 0.01 allowed")
+    kept = 0.9 - 0.01
+    assert 0.9 - kept > 0.01  # as floats: exactly what is allowed is lost
+    assert marked(candidate("a", 1.0, kept), 0.9, {}, budget).status == "holds"
+    assert marked(candidate("a", 1.0, kept - 1e-6), 0.9, {}, budget).status == "too inaccurate"
     over = marked(candidate("a", 1.0, 0.94), 0.94, {"latency": 0.5, "bytes": 5e5, "macs": 2e8}, budget)
     assert over.status == "over the limit"
     assert over.note == "1 ms, 0.5 ms allowed and 1e+03 kB, 500 kB allowed"

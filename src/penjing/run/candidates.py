@@ -17,7 +17,7 @@ from penjing.run.baseline import Baseline
 from penjing.run.choose import Chooser, Net, Raw, kept_in
 from penjing.run.job import Job
 from penjing.run.training import Start, Trainer, key_in_integers
-from penjing.search import Allocation, Candidate, Cost, in_integers
+from penjing.search import Allocation, Candidate, Cost, in_integers, within
 from penjing.task import as_a_file
 
 WORTH = 0.5  # share of the drop that integers must cause to be trained in
@@ -151,8 +151,7 @@ class Maker:
         return self.chooser.cost(net.module, module, artifact)
 
     def _integers_cost_too_much(self, net: Net, score: float) -> bool:
-        most = self.job.budget.max_drop
-        if most is None or self.reference - score <= most:
+        if within(self.reference - score, self.job.budget.max_drop):
             return False
         exact = self.job.searched(as_a_file(net.module.eval()))
         return exact - score >= WORTH * (self.reference - score)

@@ -14,7 +14,7 @@ from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
 from penjing.run.job import Job
 from penjing.run.tell import Shipped, tell
-from penjing.search import Candidate, Mix, MixSettings, fastest_mix, marked, over
+from penjing.search import Candidate, Mix, MixSettings, fastest_mix, marked, over, within
 from penjing.task import NoScore, Score
 
 APART = 1.2  # times the time of a candidate from which on the next one leaves room for another between
@@ -63,7 +63,7 @@ def _between(job: Job, maker: Maker, baseline: Baseline, failed: Candidate, foll
 
 
 def _why_not(shipped: Shipped, allowed: float | None) -> str:
-    if allowed is not None and shipped.found.drop > allowed:
+    if allowed is not None and not within(shipped.found.drop, allowed):
         return f"loses {shipped.found.drop:.4g} on the confirm split, {allowed:.4g} allowed"
     return "slower than the original when it was timed again"
 
@@ -136,17 +136,17 @@ def _original(job: Job, maker: Maker, baseline: Baseline, before: Score) -> Ship
     precision = None
     after = job.score(artifact.load(job.threads), job.task.confirm)
     allowed = job.budget.max_drop
-    if allowed is not None and paired(before, after).drop > allowed:
+    if not within(paired(before, after).drop, allowed):
         precision, after = "f32", before
     candidate = replace(baseline.default, status="chosen", note="nothing that was tried is better")
     if precision:
         candidate = replace(candidate, name="original, in fp32", cost=baseline.cost, score=baseline.score)
     net, found = maker.net(candidate), paired(before, after)
     latency = job.timer({"it": (artifact, precision)})["it"].value
-    within = not over(baseline.cost if precision else baseline.default.cost, maker.chooser.ceilings)
+    keeps = not over(baseline.cost if precision else baseline.default.cost, maker.chooser.ceilings)
     judgement = Judgement("does not hold", None)
-    if within and precision is None and allowed is not None:
+    if keeps and precision is None and allowed is not None:
         judgement = judged(found, allowed)
-    elif within:  # in fp32 it is what it is compared with
+    elif keeps:  # in fp32 it is what it is compared with
         judgement = Judgement("holds", None)
     return Shipped(candidate, net, job.model, artifact, precision, found, judgement, before, after, latency, None)

@@ -37,7 +37,7 @@ from penjing.run.rows import (
     verdict,
 )
 from penjing.run.training import control_key, key_in_integers
-from penjing.search import Candidate, Mix, over
+from penjing.search import Candidate, Mix, over, within
 from penjing.search.mix import FLOAT
 from penjing.task import Score, as_a_file, as_tuple
 
@@ -80,8 +80,7 @@ class Shipped:
         within the limits.
         """
         slower = self.latency > WORSE * baseline.default.cost.latency
-        kept = allowed is None or self.found.drop <= allowed
-        return kept and not (slower and not over(baseline.default.cost, ceilings))
+        return within(self.found.drop, allowed) and not (slower and not over(baseline.default.cost, ceilings))
 
 
 def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> None:

@@ -21,6 +21,7 @@ from penjing.search.ladder import in_integers as in_integers
 from penjing.search.ladder import marked as marked
 from penjing.search.ladder import over as over
 from penjing.search.ladder import shown as shown
+from penjing.search.ladder import within as within
 from penjing.search.ledger import Ledger as Ledger
 from penjing.search.mix import Mix as Mix
 from penjing.search.mix import MixSettings as MixSettings

@@ -8,6 +8,7 @@ from penjing.search.budget import Budget
 
 SAME = 1.1  # times that differ by less are not told apart on a busy machine: of those the smallest file is taken
 SLACK = 0.02  # share by which a latency may be above its limit: clocks are no better
+EXACT = 1e-9  # what rounding may add to a difference or a product, as a share
 UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e3), "macs": ("M multiply-accumulates", 1e6), "memory": ("kB of memory", 1e3)}
 
 
@@ -87,15 +88,20 @@ def marked(candidate: Candidate, reference: float, ceilings: Mapping[str, float]
     if budget.max_drop is None:
         return replace(candidate, status="holds")
     drop = reference - candidate.score
-    holds = drop <= budget.max_drop + 1e-12
+    holds = within(drop, budget.max_drop)
     note = f"loses {drop:.4g}, {budget.max_drop:.4g} allowed"
     return replace(candidate, status="holds" if holds else "too inaccurate", note=note)
+
+
+def within(drop: float, allowed: float | None) -> bool:
+    """Whether no more is lost than is allowed; a drop that is exactly as large is within, whatever its last digits."""
+    return allowed is None or drop <= allowed + EXACT * max(1.0, allowed)
 
 
 def over(cost: Cost, ceilings: Mapping[str, float]) -> list[str]:
     """The limits that a cost does not keep."""
     costs = asdict(cost)
-    return [r for r, most in ceilings.items() if costs[r] > most * (1 + (SLACK if r == "latency" else 1e-9))]
+    return [r for r, most in ceilings.items() if costs[r] > most * (1 + (SLACK if r == "latency" else EXACT))]
 
 
 def best(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
