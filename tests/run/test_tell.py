@@ -95,12 +95,30 @@ def test_the_original_in_fp32_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -
     maker: Any = SimpleNamespace(net=lambda _: None, chooser=SimpleNamespace(ceilings={}))
     monkeypatch.setattr(confirming, "paired", lambda before, after: SimpleNamespace(drop=before - after))
     shipped = confirming._original(job, maker, baseline, 0.9)  # type: ignore[arg-type]
-    rows = telling._candidates(job, baseline, [], shipped)
+    rows = telling._candidates(job, maker, baseline, [], shipped)
     assert [(r["name"], r["status"], r["score"], r["latency"]) for r in rows] == [
         ("original, fp32", "original", 0.9, 2.0),
         ("original, default precision", "does not hold", 0.8, 1.0),
         ("original, in fp32", "chosen", 0.9, 2.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "score", "status", "note"),
+    [
+        (0.5, 0.9, "over the limit", "1 ms, 0.5 ms allowed"),
+        (1.0, 0.8, "too inaccurate", "loses 0.1, 0.01 allowed"),
+        (1.0, 0.9, "holds", "loses 0, 0.01 allowed"),
+    ],
+)
+def test_the_original_holds_only_within_the_budget(limit: float, score: float, status: str, note: str) -> None:
+    default = Candidate(name="original", key="original", kind="float", share=1.0, cost=Cost(1, 1, 1, 1), score=score)
+    baseline: Any = SimpleNamespace(default=default, cost=default.cost, score=0.9)
+    job: Any = SimpleNamespace(log=SimpleNamespace(rows=lambda _: []), budget=pj.Budget(max_drop=0.01))
+    maker: Any = SimpleNamespace(chooser=SimpleNamespace(ceilings={"latency": limit}))
+    shipped: Any = SimpleNamespace(precision=None, candidate=SimpleNamespace(key="cut"))
+    row = telling._candidates(job, maker, baseline, [], shipped)[1]
+    assert (row["status"], row["note"]) == (status, note)
 
 
 class Loads:

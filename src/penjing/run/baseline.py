@@ -78,6 +78,5 @@ def measure_baseline(job: Job) -> Baseline:
         share=1.0,
         cost=replace(cost, latency=times["default"].value),
         score=held["scores"][1],
-        status="holds",
     )
     return Baseline(artifact, cost, default, held["scores"][0])

@@ -37,7 +37,7 @@ from penjing.run.rows import (
     verdict,
 )
 from penjing.run.training import control_key, key_in_integers
-from penjing.search import Candidate, Mix, over, within
+from penjing.search import Candidate, Mix, marked, over, within
 from penjing.search.mix import FLOAT
 from penjing.task import Score, as_a_file, as_tuple
 
@@ -89,7 +89,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
     data = _measured(job, baseline, shipped, classes=classes) | {
         "control": _control(job, maker, shipped),
         "generalization": _generalization(job, baseline, shipped),
-        "candidates": _candidates(job, baseline, tried, shipped),
+        "candidates": _candidates(job, maker, baseline, tried, shipped),
         "original_candidate": {"score": baseline.score, "latency": baseline.cost.latency},
         "plan": {"predicted": shipped.candidate.predicted, "measured": shipped.candidate.cost.latency}
         if shipped.candidate.predicted
@@ -221,11 +221,13 @@ def _training(job: Job, tried: Sequence[Candidate], shipped: Shipped) -> list[di
     return [row for row in job.log.rows("training") if row.get("key") in keys]
 
 
-def _candidates(job: Job, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped) -> list[dict[str, Any]]:
-    originals = [shipped.candidate if shipped.candidate.key == baseline.default.key else baseline.default]
-    if shipped.precision and shipped.candidate.key == baseline.default.key:  # it is handed back in fp32
+def _candidates(
+    job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate], shipped: Shipped
+) -> list[dict[str, Any]]:
+    originals = [marked(baseline.default, baseline.score, maker.chooser.ceilings, job.budget)]
+    if shipped.candidate.key == baseline.default.key:  # the original is handed back
         lost = replace(baseline.default, status="does not hold", note="loses more than is allowed on the confirm split")
-        originals = [lost, shipped.candidate]
+        originals = [lost, shipped.candidate] if shipped.precision else [shipped.candidate]
     first = {
         "name": "original, fp32",
         "kind": "original",
