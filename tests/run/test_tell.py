@@ -1,16 +1,18 @@
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import penjing as pj
 from penjing.errors import TrainingError
+from penjing.progress import silent
 from penjing.run.candidates import Net
 from penjing.run.pictures import forgotten
 from penjing.run.tell import Shipped
@@ -80,6 +82,21 @@ def test_what_fails_beside_the_result_loses_no_run() -> None:
     maker: Any = SimpleNamespace(trainer=SimpleNamespace(control=control))
     assert telling._control(job, maker, SimpleNamespace(candidate=SimpleNamespace(steps=3))) is None  # type: ignore[arg-type]
     assert stages == [{"gave": "not known: the loss has exploded"}]
+
+
+def test_a_class_that_is_given_up_is_told_where_no_drop_is_limited() -> None:
+    one_hot, target = torch.eye(20).repeat(10, 1), torch.arange(20).repeat(10)
+    forgetful = torch.eye(20)
+    forgetful[0, :2] = torch.tensor([0.0, 1.0])
+    artifacts: Any = [SimpleNamespace(load=lambda *_, r=run: r) for run in (lambda x: x, lambda x: x @ forgetful)]
+    job: Any = SimpleNamespace(
+        settings=pj.Settings(), budget=pj.Budget(max_drop=None, bytes=0.5), stage=lambda _: nullcontext({}), threads=1,
+        task=SimpleNamespace(confirm=[(one_hot, target)], metric=pj.measure.top1, classes=None), progress=silent,
+    )  # fmt: skip
+    shipped: Any = SimpleNamespace(artifact=artifacts[1], precision=None, found=SimpleNamespace(drop=0.05))
+    told = telling._generalization(job, SimpleNamespace(artifact=artifacts[0]), shipped)  # type: ignore[arg-type]
+    assert told is not None
+    assert told["warnings"][0].startswith("Class 0 falls from 100")
 
 
 def test_the_original_in_fp32_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:

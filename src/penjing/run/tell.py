@@ -1,6 +1,5 @@
 """Everything that is said of what came out, measured on its file; then the results, whole, ``result.json`` last."""
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -196,6 +195,7 @@ def _control(job: Job, maker: Maker, shipped: Shipped) -> dict[str, Any] | None:
 def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str, Any] | None:
     if not job.settings.generalization:
         return None
+    allowed = max(0.0, shipped.found.drop) if job.budget.max_drop is None else job.budget.max_drop
     with job.stage("see whether it generalizes") as said:
         try:
             found = generalization(
@@ -203,7 +203,7 @@ def _generalization(job: Job, baseline: Baseline, shipped: Shipped) -> dict[str,
                 shipped.artifact.load(job.threads, shipped.precision),
                 job.task.confirm,
                 job.task.metric,
-                allowed=math.inf if job.budget.max_drop is None else job.budget.max_drop,
+                allowed=allowed,
                 samples=job.settings.generalization,
                 seed=job.settings.seed,
                 progress=job.progress,
