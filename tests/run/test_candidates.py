@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
+from penjing.files import read_json
 from penjing.graph import capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune import RewrittenWarning, drop_blocks, prune_channels, prune_to_look
@@ -86,6 +87,8 @@ def test_a_network_with_sizes_in_its_forward_is_compressed(blocks: bool, tmp_pat
     was, now = result.data["size"]["macs"]
     assert now <= (0.05 if blocks else 0.3) * was
     assert bool(result.plan.blocks) == blocks
+    made, choice = (read_json(result.folder / f"stages/{result.data['chosen']}{end}.json") for end in ("", "-widths"))
+    assert made["predicted"] == choice["allocation"]["costs"]["latency"]  # by the tables, before it was measured
     assert result.artifact.load(1)(X).shape == (2, 2)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from penjing.run.confirm import confirm
 from penjing.search import Candidate, Cost
+from penjing.search.mix import FLOAT
 from penjing.task import NoScore
 
 confirming = importlib.import_module("penjing.run.confirm")
@@ -73,6 +74,20 @@ def test_only_the_whole_is_tried_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for more in ({"widths": {"a": 1}}, {"blocks": ("b",)}, {"steps": 3}):
         assert handed_over(monkeypatch, [candidate("2x", "too inaccurate", **more)])[0] == "original"
     assert handed_over(monkeypatch, [candidate("1x", "over the limit")])[0] == "original"
+
+
+@pytest.mark.parametrize(
+    ("form", "floats", "said"),
+    [
+        ("integers", (), False),
+        ("the 1 chosen layers in float", ("conv2d",), True),
+        ("2 layers back in float", ("linear", "conv2d"), False),
+        (FLOAT, ("conv2d",), False),
+    ],
+)
+def test_a_time_was_predicted_for_one_form_alone(form: str, floats: tuple[str, ...], said: bool) -> None:
+    tried: Any = SimpleNamespace(name=form, floats=floats)
+    assert confirming._is_as_planned(tried, replace(HOLDS, floats=("conv2d",))) is said
 
 
 def test_behind_one_that_fails_a_gentler_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ class Maker:
         floats = self.chooser.floats(net.module, allocation)
         made = Candidate(
             name=name, key=key, kind="trained" if steps else "untrained", share=share, widths=dict(net.widths), floats=floats,
-            blocks=net.plan.blocks, cost=self.original, predicted=self.chooser.ratio * allocation.costs["latency"], steps=steps,
+            blocks=net.plan.blocks, cost=self.original, predicted=allocation.costs["latency"], steps=steps,
         )  # fmt: skip
         with job.stage(f"{name}: quantize, export, score") as told:
             module = self.module(made, net)

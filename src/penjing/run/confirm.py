@@ -13,8 +13,8 @@ from penjing.quant import Quantizer
 from penjing.run.baseline import Baseline
 from penjing.run.candidates import Maker
 from penjing.run.job import Job
-from penjing.run.tell import Shipped, tell
-from penjing.search import Candidate, Mix, MixSettings, fastest_mix, marked, over, within
+from penjing.run.tell import WITHOUT_INTEGERS, Shipped, tell
+from penjing.search import Candidate, Mix, MixSettings, Tried, fastest_mix, marked, over, within
 from penjing.task import NoScore, Score
 
 APART = 1.2  # times the time of a candidate from which on the next one leaves room for another between
@@ -88,7 +88,9 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
         cost = maker.chooser.cost(net.module, mix.module, mix.chosen.artifact, mix.chosen.precision)
     if mix is not None and cost is not None and not over(cost, maker.chooser.ceilings):
         module, artifact, precision = mix.module, mix.chosen.artifact, mix.chosen.precision
-        candidate = replace(candidate, cost=cost, score=mix.chosen.score, note=f"shipped as: {mix.chosen.name}")
+        predicted = candidate.predicted if _is_as_planned(mix.chosen, candidate) else None
+        note = f"shipped as: {mix.chosen.name}"
+        candidate = replace(candidate, cost=cost, score=mix.chosen.score, predicted=predicted, note=note)
     else:
         module, precision, mix = maker.module(candidate, net), None, None
         artifact = export(module, job.example, _final(job, candidate), target=job.profile.name)
@@ -99,6 +101,11 @@ def _shipped(job: Job, maker: Maker, baseline: Baseline, candidate: Candidate, b
     judgement = judged(found, job.budget.max_drop) if job.budget.max_drop is not None else Judgement("holds", None)
     latency = job.timer({"it": (artifact, precision)})["it"].value
     return Shipped(candidate, net, module, artifact, precision, found, judgement, before, after, latency, mix)
+
+
+def _is_as_planned(form: Tried, candidate: Candidate) -> bool:
+    """Whether a form is the one that a time was predicted for: in integers but for the layers that the plan left in float."""
+    return form.name not in WITHOUT_INTEGERS and form.floats == candidate.floats
 
 
 def _mixed(job: Job, baseline: Baseline, net: nn.Module, candidate: Candidate) -> Mix:

@@ -40,7 +40,7 @@ class Candidate:
         widths: Of the groups that were cut.
         blocks: Residual blocks that were left out.
         floats: Layers that were left in float, by the names of their nodes.
-        predicted: The latency that the tables promised.
+        predicted: The latency that the tables promised before anything was built; None of a form that they were not asked for.
         steps: Of training, and of those the ones in integers.
         score: On the search split.
         status: "chosen", "holds", "too inaccurate", "over the limit" or "does not hold".
