@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import penjing as pj
-from penjing.recipe import load_model, look_in, read_recipe, recipe_schema
+from penjing.recipe import dump_recipe, load_model, look_in, read_recipe, recipe_schema
 from penjing.result import load_result
 from penjing.settings import Settings
 from tests.cli.finished import finished
@@ -92,6 +92,17 @@ def test_options_go_before_the_recipe(mine: Path, asked: Asked, capsys: pytest.C
     written = rest["recipe"]
     assert (written.settings, written.budget, written.target) == (rest["settings"], rest["budget"], "openvino")
     assert (written.weights, written.modules) == (Path("other.safetensors"), mine)
+
+
+def test_what_options_alone_asked_for_can_be_asked_for_again_elsewhere(
+    mine: Path, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path.cwd()
+    shutil.copy(mine / "asked_model.py", ".")
+    assert penjing("compress", "--model", "asked_model:build", "--data", "asked_model:task", "--out", "there") == 0
+    dump_recipe(asked.pop()[2]["recipe"], here / "there/recipe.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(here / "there/recipe.yaml").modules == here
 
 
 @pytest.mark.parametrize(("drop", "share"), [("0.5", 0.005), ("0", 0.0), ("1.5 units", 1.5), ("2%", 0.02)])

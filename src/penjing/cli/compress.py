@@ -1,6 +1,7 @@
 """A whole run: `penjing demo` and `penjing compress`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,7 +139,9 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
 
 
 def _run(asked: Recipe, drop: str | None, as_json: bool) -> None:
-    for folder in (Path.cwd(), *([asked.modules] if asked.modules else [])):  # the last is looked in first
+    here = Path.cwd()
+    modules = asked.modules or here  # for the recipe that is kept: it is read elsewhere
+    for folder in (here, modules):  # the last is looked in first
         look_in(folder)
     net, task = network(asked.model, asked.weights), load_task(asked.data)
     if drop is not None:
@@ -151,7 +154,7 @@ def _run(asked: Recipe, drop: str | None, as_json: bool) -> None:
         target=asked.target,
         out=asked.out,
         settings=asked.settings,
-        recipe=asked,
+        recipe=replace(asked, modules=modules),
         progress=bars,
     )
     if ranks.is_writer():
