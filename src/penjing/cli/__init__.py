@@ -15,6 +15,7 @@ from penjing.cli.compress import demo_task as demo_task
 from penjing.cli.distill import distill_command as distill_command
 from penjing.cli.doctor import doctor_command as doctor_command
 from penjing.cli.files import export_command as export_command
+from penjing.cli.launch import MISTAKE, left_to_launcher
 from penjing.cli.prune import inspect_command as inspect_command
 from penjing.cli.quantize import quantize_command as quantize_command
 from penjing.cli.recipe import recipe_command as recipe_command
@@ -24,6 +25,7 @@ from penjing.graph import reading_once
 from penjing.measure import cores
 
 INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
+GOING_ON = (["compress"], ["demo"], ["distill"])  # commands that leave in a folder what they have made
 
 
 def main() -> None:
@@ -34,9 +36,11 @@ def main() -> None:
         with reading_once():
             app()
     except PenjingError as e:
-        errors.print(f"penjing: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        if not left_to_launcher(str(e)):
+            errors.print(f"penjing: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(MISTAKE)
     except SystemExit as e:
-        if e.code == INTERRUPTED:
-            errors.print("penjing: stopped; the same command goes on from here", markup=False)
+        if e.code == INTERRUPTED and not left_to_launcher("stopped"):
+            goes_on = "; the same command goes on from here" if sys.argv[1:2] in GOING_ON else ""
+            errors.print(f"penjing: stopped{goes_on}", markup=False)
         raise
