@@ -244,6 +244,7 @@ def test_what_was_not_measured_is_a_dash(result: Result) -> None:
         candidate["latency"] = None
         del candidate["predicted"], candidate["minutes"]
     result["candidates"][0]["latency"] = 0.71
+    result["agreement"]["openvino"] |= {"cosine": None, "largest": None}
     page = render(result)
     assert set(CHARTS) - set(figures(page)) == {"latency-1", "latency-32"}
     assert "ratio 0.45 quantization-aware chosen 94.05 % 0.35 \u2013 390 kB" in text(page)

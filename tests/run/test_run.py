@@ -19,7 +19,7 @@ from torch import nn
 
 import penjing as pj
 from penjing.errors import BudgetError, DataError, ModelError, RecipeError
-from penjing.export import RUNTIMES, left_in_float
+from penjing.export import RUNTIMES, Agreement, left_in_float
 from penjing.files import read_tensors
 from penjing.plan import ChannelPlan
 from penjing.progress import silent
@@ -324,20 +324,25 @@ def test_a_network_that_was_trained_and_not_cut_is_the_one_that_comes_out(
 
 
 @pytest.mark.slow
-def test_a_metric_of_one_number_in_all_can_be_told(tmp_path: Path) -> None:
+def test_numbers_that_json_does_not_know_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Infinite ends, of a metric that gives one number in all; NaN, of outputs that are; numpy's own."""
+
     def overall(run: Run, batches: Batches) -> Score:
         found = pj.measure.top1(run, batches)
         return Score(found.value, 1, np.array([found.value]))
 
     asked = replace(SETTINGS, epochs=0, generalization=0)
+    nowhere = Agreement(math.nan, math.nan, math.nan, 0.0, 16)
+    monkeypatch.setattr(telling, "agreements", lambda runs, *_: dict.fromkeys(runs, nowhere))
     net = pj.compress(
         network(),
         replace(task(), metric=overall),
-        budget=Budget(max_drop=None, bytes="0.5x"),
+        budget=Budget(max_drop=None, bytes=np.int64(30_000)),
         out=tmp_path / "o",
         settings=asked,
     )
     assert net.data["accuracy"]["high"] is None
+    assert (net.data["budget"]["bytes"], net.data["agreement"]["openvino"]["cosine"]) == (30_000, None)
     assert "one value in all tells nothing of its chance" in (net.folder / "report.html").read_text()
 
 

@@ -138,7 +138,11 @@ def kernels(runtime: str, rows: Sequence[Data]) -> Kernels:
 def agreement(result: Data) -> list[tuple[str, str, str, str]]:
     """The file against the trained net: runtime, same answer (of a classifier), cosine, largest difference."""
     rows = (result.get("agreement") or {}).items()
-    return [(name, percent(a.get("argmax")), f"{a['cosine']:.6f}", f"{a['largest']:.3g}") for name, a in rows]
+    return [(name, percent(a.get("argmax")), _digits(a["cosine"], ".6f"), _digits(a["largest"], ".3g")) for name, a in rows]
+
+
+def _digits(value: float | None, form: str) -> str:
+    return NOTHING if value is None else f"{value:{form}}"
 
 
 def slower(result: Data) -> list[Slow]:

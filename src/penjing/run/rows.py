@@ -6,6 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from penjing.export import Artifact, Kernel
@@ -156,8 +157,9 @@ def candidate_rows(
 
 
 def budget_entry(budget: Budget) -> dict[str, Any]:
-    """The budget as it was asked for; shares of the original's as such."""
-    return asdict(budget) | {name: f"{limit.value!r}x" for name, limit in budget.limits().items() if limit.share}
+    """The budget as it was asked for, as JSON knows it; shares of the original's as such."""
+    asked = {name: value.item() if isinstance(value, np.generic) else value for name, value in asdict(budget).items()}
+    return asked | {name: f"{limit.value!r}x" for name, limit in budget.limits().items() if limit.share}
 
 
 def file_entry(artifact: Artifact, precision: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from penjing.errors import PenjingError
 from penjing.export import RUNTIMES, Artifact, agreements, left_in_float
-from penjing.files import whole_file, write_json
+from penjing.files import finite, whole_file, write_json
 from penjing.graph import capture, repeated
 from penjing.measure import Judgement, Paired, compare, generalization, layers, machine, macs, parameters, peak_memory
 from penjing.prune.store import save
@@ -108,7 +108,7 @@ def tell(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate],
         "settings": asdict(job.settings),
         "judges": job.judges,
     }
-    data["verdict"] = verdict(data, shipped.judgement)
+    data = finite(data | {"verdict": verdict(data, shipped.judgement)})
     (job.out / RESULT).unlink(missing_ok=True)  # of an earlier run under another budget: the files beside it change now
     if job.recipe is not None:
         dump_recipe(job.recipe, job.out / RECIPE)
