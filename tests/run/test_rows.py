@@ -34,8 +34,10 @@ def data(**changed: Any) -> dict[str, Any]:
     return {**held, "chosen": "cut", "unchanged": False, "untrained": False, **changed}
 
 
-def slower(**changed: Any) -> dict[str, Any]:
+def slower(status: str = "holds", **changed: Any) -> dict[str, Any]:
+    """The original in its default precision, of a status, is the faster of the two."""
     held = data(**changed)
+    held["candidates"].append({"kind": "float", "status": status, "drop": 0.0})
     return held | {"speedup": held["speedup"] | {"versus_default": 0.9}}
 
 
@@ -47,11 +49,31 @@ def test_an_original_that_nothing_beats_says_so_and_is_not_to_be_compressed_less
     assert "SLOWER" not in said
     assert "compress less" not in said
     assert "compress less" in rows.verdict(slower(), Judgement("holds", None))["sentence"]
+    assert "compress less" not in rows.verdict(slower("over the limit"), Judgement("holds", None))["sentence"]
     failed = rows.verdict(slower(unchanged=True, chosen="original"), Judgement("does not hold", None))["sentence"]
     assert failed.startswith(
         "Nothing that was tried holds, so this is the original, as fast and as large as before: does not hold, "
     )
     assert "compress less" not in failed
+
+
+@pytest.mark.parametrize(
+    ("drop", "low", "high", "allowed", "said"),
+    [
+        (0.004, -0.001, 0.009, 0.01, "for 0.40 points of top1 lost on 2,000 samples (95 % sure on each side: -0.10 points to "
+         "0.90 points; 1.00 points may be lost)."),
+        (-0.48, -0.5, -0.46, None, "with 48.00 points of top1 gained on 2,000 samples (95 % sure on each side: 46.00 points to "
+         "50.00 points; the drop was not limited)."),
+        (-0.48, None, None, None, "with 48.00 points of top1 gained on 2,000 samples (the drop was not limited)."),
+    ],
+)  # fmt: skip
+def test_a_gain_is_no_loss_and_other_limits_are_some(
+    drop: float, low: float | None, high: float | None, allowed: float | None, said: str
+) -> None:
+    held = data()
+    held["accuracy"] |= {"drop": drop, "low": low, "high": high}
+    held["budget"]["max_drop"] = allowed
+    assert rows.verdict(held, Judgement("holds", None))["sentence"].endswith(said)
 
 
 def test_that_there_was_nothing_to_train_is_said() -> None:

@@ -208,7 +208,6 @@ def how_to_load(artifact: Artifact, precision: str | None, example: Sequence[Ten
 def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
     """Whether the budget held where it was confirmed, in one sentence, and what to do where it did not."""
     a, size, fast, status = data["accuracy"], data["size"], data["speedup"], judgement.status
-    allowed = data["budget"]["max_drop"]
     speed = less_or_more(fast["value"], 1.0, " times faster", " times SLOWER")
     smaller = less_or_more(size["bytes"][0], size["bytes"][1], " times smaller", " times LARGER")
     begins = {
@@ -216,24 +215,38 @@ def verdict(data: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
         "does not hold": "Does not hold",
         "cannot be told": f"Cannot be told with {a['samples']:,} samples",
     }
-    interval = "" if a["low"] is None else f"95 % sure on each side: {amount(a['low'], a)} to {amount(a['high'], a)}; "
-    limit = "no limit was set" if allowed is None else f"{amount(allowed, a)} may be lost"
+    changed = _changed(a, data["budget"]["max_drop"])
     sentence = (
-        f"{begins[status]}: {speed} than fp32 (batch {fast['batch']}) and "
-        f"{smaller}, for {amount(a['drop'], a)} of {a['metric']} lost on "
-        f"{a['samples']:,} samples ({interval}{limit})."
+        f"{begins[status]}: {speed} than fp32 (batch {fast['batch']}) and {smaller}, "
+        f"{'with' if a['drop'] < 0 else 'for'} {changed}."
     )
     if data["unchanged"]:
         why = "Nothing that was tried holds" if status == "does not hold" else "Nothing faster was found within the budget"
         sentence = (
             f"{why}, so this is the original, as fast and as large as before: {begins[status][0].lower()}{begins[status][1:]}, "
-            f"with {amount(a['drop'], a)} of {a['metric']} lost on {a['samples']:,} samples ({interval}{limit})."
+            f"with {changed}."
         )
-    elif fast["versus_default"] < 1:
+    elif fast["versus_default"] < 1 and _default_holds(data):
         sentence += " In its default precision the original is the faster of the two: deploy that, or compress less."
     if data["untrained"]:
         sentence += " Nothing was trained: no narrower network would be faster than what holds without training."
     return {"status": status, "holds": status == "holds", "sentence": sentence, "advice": _advice(data, judgement)}
+
+
+def _changed(a: Mapping[str, Any], allowed: float | None) -> str:
+    """What was lost or gained, on how many samples, how sure that is, and what was allowed."""
+    gained = a["drop"] < 0
+    change, ends = (-a["drop"], (a["high"], a["low"])) if gained else (a["drop"], (a["low"], a["high"]))
+    told = [] if None in ends else [amount(-end if gained else end, a) for end in ends]
+    interval = f"95 % sure on each side: {' to '.join(told)}; " if told else ""
+    limit = "the drop was not limited" if allowed is None else f"{amount(allowed, a)} may be lost"
+    verb = "gained" if gained else "lost"
+    return f"{amount(change, a)} of {a['metric']} {verb} on {a['samples']:,} samples ({interval}{limit})"
+
+
+def _default_holds(data: Mapping[str, Any]) -> bool:
+    """Whether the original in its runtime's default precision keeps the limits."""
+    return any(c["kind"] == "float" and c["status"] == "holds" for c in data["candidates"])
 
 
 def _advice(data: Mapping[str, Any], judgement: Judgement) -> str:
