@@ -121,6 +121,28 @@ def test_behind_one_that_fails_a_gentler_one_is_made(monkeypatch: pytest.MonkeyP
     assert (ended("1x", tried=(replace(fast, steps=5), slow)), asked) == ("1x", [])
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 5])
+def test_all_looks_together_err_no_more_than_one(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def looked(*given: Any) -> Form:
+        shares.append(1 / given[-1])
+        return Form(given[3] if len(given) == 6 else candidate("original", "chosen"), worth=False)
+
+    handed_over(monkeypatch, [])  # puts the others in place
+    monkeypatch.setattr(confirming, "_shipped", looked)
+    monkeypatch.setattr(confirming, "_original", looked)
+    monkeypatch.setattr(confirming, "_why_not", lambda *_: "")
+    budget = SimpleNamespace(max_drop=0.1)
+    job: Any = SimpleNamespace(task=SimpleNamespace(confirm=None), score=lambda *_: None, threads=1, budget=budget)
+    baseline: Any = SimpleNamespace(artifact=SimpleNamespace(load=lambda *_: None))
+    maker: Any = SimpleNamespace(chooser=SimpleNamespace(ceilings={}))
+    tried = [replace(HOLDS, name=str(i), key=str(i)) for i in range(count)]
+    confirm(job, maker, baseline, tried)
+    assert len(shares) == min(count, confirming.LOOKS) + 1
+    assert sum(shares) == 1
+
+
 def test_what_the_metric_gives_no_number_for_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     handed_over(monkeypatch, [HOLDS])  # puts the others in place
 

@@ -110,8 +110,8 @@ def test_the_original_in_fp32_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -
         timer=lambda _, *__: {"it": SimpleNamespace(value=2.0)},
     )  # fmt: skip
     maker: Any = SimpleNamespace(net=lambda _: None, chooser=SimpleNamespace(ceilings={}))
-    monkeypatch.setattr(confirming, "paired", lambda before, after: SimpleNamespace(drop=before - after))
-    shipped = confirming._original(job, maker, baseline, 0.9)  # type: ignore[arg-type]
+    monkeypatch.setattr(confirming, "paired", lambda *_, **__: SimpleNamespace(drop=0.0))
+    shipped = confirming._original(job, maker, baseline, SimpleNamespace(value=0.9), 1)  # type: ignore[arg-type]
     rows = telling._candidates(job, maker, baseline, [], shipped)
     assert [(r["name"], r["status"], r["score"], r["latency"]) for r in rows] == [
         ("original, fp32", "original", 0.9, 2.0),
@@ -141,8 +141,8 @@ def test_the_original_holds_only_within_the_budget(limit: float, score: float, s
 class Loads:
     """An artifact whose precisions are their scores."""
 
-    def load(self, _threads: int, precision: str | None = None) -> float:
-        return 0.9 if precision else 0.8
+    def load(self, _threads: int, precision: str | None = None) -> Any:
+        return SimpleNamespace(value=0.9 if precision else 0.8)
 
 
 def test_weights_swing_only_where_there_are_integers() -> None:

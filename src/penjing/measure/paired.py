@@ -72,7 +72,8 @@ def paired(before: Score, after: Score, *, confidence: float = 0.95, looks: int 
 
     Args:
         confidence: Of each side of the interval: ``high <= allowed`` is a one-sided test of non-inferiority at this level.
-        looks: How many candidates are confirmed on these samples; each gets its share of the error (Bonferroni).
+        looks: How many candidates are confirmed on these samples; each gets its share of the error (Bonferroni). All of them
+            must be counted at the first; where it is not known how many will be, 2, 4, 8 ... do.
         seed: Of the resampling.
 
     Raises:

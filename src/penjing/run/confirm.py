@@ -18,7 +18,7 @@ from penjing.search import Candidate, Mix, MixSettings, Tried, fastest_mix, mark
 from penjing.task import NoScore, Score
 
 APART = 1.2  # times the time of a candidate from which on the next one leaves room for another between
-LOOKS = 3  # candidates that are confirmed, at most: each further look needs a clearer answer
+LOOKS = 3  # candidates that are confirmed, at most; each spends half of the error that is left, and the original the rest
 
 
 def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidate]) -> None:
@@ -30,12 +30,12 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
     before = job.score(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
     shown = list(tried)
     waiting = [c for c in tried if c.status == "holds"] or _whole(tried)
-    for looks in range(1, LOOKS + 1):
-        if not waiting:
-            break
+    looked = 0
+    while waiting and looked < LOOKS:
+        looked += 1
         candidate = waiting.pop(0)
         try:
-            shipped = _shipped(job, maker, baseline, candidate, before, looks)
+            shipped = _shipped(job, maker, baseline, candidate, before, 2**looked)
         except NoScore:
             shown[shown.index(candidate)] = replace(candidate, status="does not hold", note="the metric gives no number")
             continue
@@ -47,10 +47,10 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
         shown[shown.index(candidate)] = replace(shipped.candidate, status=status, note=note)
         if worth:
             return tell(job, maker, baseline, shown, shipped)
-        if looks < LOOKS - 1 and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
+        if looked < LOOKS - 1 and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
             shown.append(gentler)
             waiting.insert(0, gentler)
-    return tell(job, maker, baseline, shown, _original(job, maker, baseline, before))
+    return tell(job, maker, baseline, shown, _original(job, maker, baseline, before, 2**looked))
 
 
 def _between(job: Job, maker: Maker, baseline: Baseline, failed: Candidate, following: Sequence[Candidate]) -> Candidate | None:
@@ -137,18 +137,18 @@ def _final(job: Job, candidate: Candidate) -> Path:
     return job.stages / f"{candidate.key}-final.onnx"
 
 
-def _original(job: Job, maker: Maker, baseline: Baseline, before: Score) -> Shipped:
+def _original(job: Job, maker: Maker, baseline: Baseline, before: Score, looks: int) -> Shipped:
     """The original in its runtime's default precision, or in fp32 where that loses too much."""
     artifact = baseline.artifact
     precision = None
     after = job.score(artifact.load(job.threads), job.task.confirm)
     allowed = job.budget.max_drop
-    if not within(paired(before, after).drop, allowed):
+    if not within(before.value - after.value, allowed):
         precision, after = "f32", before
     candidate = replace(baseline.default, status="chosen", note="nothing that was tried is better")
     if precision:
         candidate = replace(candidate, name="original, in fp32", cost=baseline.cost, score=baseline.score)
-    net, found = maker.net(candidate), paired(before, after)
+    net, found = maker.net(candidate), paired(before, after, looks=looks)
     latency = job.timer({"it": (artifact, precision)})["it"].value
     keeps = not over(baseline.cost if precision else baseline.default.cost, maker.chooser.ceilings)
     judgement = Judgement("does not hold", None)
