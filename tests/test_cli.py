@@ -77,6 +77,7 @@ def other():
     images = [(torch.zeros(4, 3, 24, 24), torch.zeros(4).long())]
     return task(train=images, search=images, confirm=images)
 
+def bare(): return task(train=[])
 def number(): return task(metric=lambda run, batches: 0.5)
 def on_outputs(): return task(metric=lambda output, target: (output.argmax(1) == target).float().mean())
 def words(): return torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(20, 8))
@@ -135,7 +136,7 @@ def test_prune_to_a_share_of_the_work(capsys: pytest.CaptureFixture[str]) -> Non
     assert 0.25 < after / before <= 0.3
     assert found["parameters"][1] < found["parameters"][0]
     assert found["error"] < 1e-9
-    assert (found["rewritten"], found["out"]) == (False, None)
+    assert (found["refitted"], found["rewritten"], found["out"]) == (False, False, None)
     for multiple, told in (("1", False), ("48", True)):
         assert penjing("prune", *UNTRAINED, "--macs", "0.3", "--round-to", multiple) == 0
         assert ("--round-to 1 comes nearer" in " ".join(capsys.readouterr().out.split())) == told
@@ -154,11 +155,11 @@ def test_prune_with_a_refit_is_nearer_to_the_original(here: Path, capsys: pytest
     far = {}
     for name, flags in (("cut", []), ("refitted", ["--refit"])):
         assert penjing("prune", *OWN, "--ratio", "0.75", *flags, "--out", f"{name}.safetensors") == 0
+        assert ("Before the refit: equal to the original" in " ".join(capsys.readouterr().out.split())) == bool(flags)
         small = load(here / f"{name}.safetensors", lambda: load_model("own_model:build"))
         with torch.no_grad():
             far[name] = float((small(x) - original(x)).square().mean())
     assert far["refitted"] < 0.8 * far["cut"]
-    capsys.readouterr()
 
 
 def test_what_was_pruned_is_weights_to_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +249,7 @@ def test_export(here: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
         (["prune", *UNTRAINED, "--ratio", "0.5", "--ranking", "all"], "ranking is 'all'"),
         (["prune", *UNTRAINED, "--ratio", "0.5", "--exclude", "nothing.*"], "fits no parameter"),
         (["prune", *UNTRAINED, "--ratio", "0.5", "--refit"], "--refit fits layers"),
+        (["prune", *UNTRAINED, "--ratio", "0.5", "--refit", "--data", "mistaken:bare"], "task.train is empty"),
         (["prune", "--model", "own_model:build", "--ratio", "0.5"], "give --shape"),
         (["prune", "--model", "own_model:build", "--shape", "1x24", "--ratio", "0.5"], "--shape '1x24' is not understood"),
         (["prune", "--model", "own_model:build", "--shape", "1,0,24", "--ratio", "0.5"], "size below 1"),

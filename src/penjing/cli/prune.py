@@ -25,7 +25,7 @@ from penjing.cli.app import (
     print_json,
     say,
 )
-from penjing.errors import RecipeError
+from penjing.errors import DataError, RecipeError
 from penjing.files import check_writable
 from penjing.graph import capture
 from penjing.measure import inspect, macs, parameters
@@ -87,6 +87,8 @@ def prune_command(  # noqa: PLR0913 - one parameter an option
     if refitted and task is None:
         raise RecipeError("--refit fits layers to what they gave on images, and there are none; give --data my_net:task")
     example, images = example_of(net, shape, task), images_of(task)
+    if refitted and not images:
+        raise DataError("--refit fits layers to what they gave on images, and task.train is empty; give at least one batch")
     with bars("pruning", 3) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore", RewrittenWarning)  # the table says so
         plan = plan_channels(
@@ -98,27 +100,35 @@ def prune_command(  # noqa: PLR0913 - one parameter an option
         advance("cut and proved")
         error = verify_pruned(net, small, plan, example)
         advance("told")
-    if refitted and images:
+    if refitted:
+        assert images
         small = refit(small, net, plan, example, images, progress=bars)
     if out is not None:
         earlier = plan_of(weights) if weights else None
         save(out, small, earlier.then(plan) if earlier else plan, example)
-    _tell_pruned(net, small, example, error, out, as_json)
+    _tell_pruned(net, small, example, error, out, refitted=refitted, as_json=as_json)
     if macs is not None and not as_json:
         _tell_steps(net, small, example, macs, round_to)
 
 
 def _tell_pruned(
-    net: nn.Module, small: nn.Module, example: tuple[Tensor, ...], error: float, out: Path | None, as_json: bool
+    net: nn.Module,
+    small: nn.Module,
+    example: tuple[Tensor, ...],
+    error: float,
+    out: Path | None,
+    *,
+    refitted: bool,
+    as_json: bool,
 ) -> None:
-    """Print what a cut changed."""
+    """Print what a cut changed; what was proved is the cut, which a refit comes after."""
     size = {
         "parameters": (parameters(net), parameters(small)),
         "macs": tuple(macs(capture(m, example)) for m in (net, small)),
     }
     rewritten = bool(getattr(small, "rewritten", False))
     if as_json:
-        print_json({**size, "error": error, "rewritten": rewritten, "out": str(out) if out else None})
+        print_json({**size, "error": error, "refitted": refitted, "rewritten": rewritten, "out": str(out) if out else None})
         return
     table = Table(title=type(net).__name__, title_justify="left")
     for column in ("", "original", "pruned", "share"):
@@ -126,7 +136,8 @@ def _tell_pruned(
     for name, (was, now) in size.items():
         table.add_row(name, f"{was:,}", f"{now:,}", f"{now / was:.3f}" if was else "")
     console.print(table)
-    console.print(f"Equal to the original in which the removed channels take no part: error {error:.1e}.", highlight=False)
+    equal = "Before the refit: equal" if refitted else "Equal"
+    console.print(f"{equal} to the original in which the removed channels take no part: error {error:.1e}.", highlight=False)
     if rewritten:
         console.print("Its forward has sizes written into it, and was replaced by the exported graph.", highlight=False)
     if out is not None:
