@@ -84,6 +84,19 @@ def test_what_fails_beside_the_result_loses_no_run() -> None:
     assert stages == [{"gave": "not known: the loss has exploded"}]
 
 
+def test_processes_that_follow_go_on_where_the_original_cannot_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> nn.Module:
+        raise TrainingError("the loss has exploded")
+
+    monkeypatch.setattr(training, "_trained", failing)
+    followed: list[Any] = []
+    crew = SimpleNamespace(all=lambda work, *given: followed.append(work(None, *given)) or followed[0])
+    trainer: Any = SimpleNamespace(crew=crew, job=SimpleNamespace(model=None))
+    with pytest.raises(TrainingError):
+        training.Trainer.control(trainer, SimpleNamespace(steps=3))  # type: ignore[arg-type]
+    assert isinstance(followed[0], TrainingError)
+
+
 def test_a_class_that_is_given_up_is_told_where_no_drop_is_limited() -> None:
     one_hot, target = torch.eye(20).repeat(10, 1), torch.arange(20).repeat(10)
     forgetful = torch.eye(20)

@@ -11,6 +11,7 @@ from torch import nn
 from penjing import ranks
 from penjing.distill import TeacherLoss, imitate, kl, logit_mse, weighted, with_labels
 from penjing.distill.logits import is_classes
+from penjing.errors import TrainingError
 from penjing.measure import machine
 from penjing.prune.store import load
 from penjing.quant import Quantizer
@@ -131,9 +132,16 @@ class Trainer:
         return self.crew.all(_trained, net, Course(key, name, steps))
 
     def control(self, candidate: Candidate) -> nn.Module:
-        """The original, trained on with labels for as many steps as the candidate: what training alone gives."""
+        """The original, trained on with labels for as many steps as the candidate: what training alone gives.
+
+        Raises:
+            TrainingError: It fails; all processes go on.
+        """
         course = Course(control_key(candidate.steps), "control", candidate.steps, taught=False)
-        return self.crew.all(_trained, Start(self.job.model), course)
+        found = self.crew.all(_trained_or_why_not, Start(self.job.model), course)
+        if isinstance(found, TrainingError):
+            raise found
+        return found
 
     def _pace(self, net: Start, key: str) -> float:
         """Seconds a step; measured once on this machine for the same candidate of the same run."""
@@ -200,6 +208,14 @@ def _trained(crew: Crew, net: Start, course: Course) -> nn.Module:
         on_epoch=note,
         progress=job.progress,
     )
+
+
+def _trained_or_why_not(crew: Crew, net: Start, course: Course) -> nn.Module | TrainingError:
+    """A training that may fail: it does so in all processes at once, and those that follow are needed afterwards."""
+    try:
+        return _trained(crew, net, course)
+    except TrainingError as e:
+        return e
 
 
 def _seconds(crew: Crew, net: Start) -> float:
