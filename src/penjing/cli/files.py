@@ -1,7 +1,7 @@
 """Files that runtimes load: `penjing export` and `penjing measure`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,19 +58,29 @@ def measure_command(
     _check_fits(file, runs["onnxruntime"], task)
     for name, run in runs.items():
         score = scored(task.metric, run, task.confirm)
-        rows.append({"runtime": name, "what": "score", "value": f"{score.value:.4f}", "samples": score.samples})
+        rows.append(_row(name, "score", score.value, str(getattr(task.metric, "unit", "")), score.samples))
     for size in batch or ([1, 32] if fixed is None else [fixed]):
         for name, m in compare(runs, *repeated(example, size), progress=bars).items():
-            rows.append({"runtime": name, "what": f"latency, batch {size}", "value": f"{m.value:.3f} ms", "samples": m.samples})
+            rows.append(_row(name, f"latency, batch {size}", m.value, m.unit, m.samples))
     for name in RUNTIMES:
         floats = left_in_float(artifact.on(name).kernels())
-        rows.append({"runtime": name, "what": "weighted layers not in int8", "value": str(len(floats)), "samples": 1})
-    print_json(rows) if as_json else console.print(table_of(str(file), rows))
+        rows.append(_row(name, "weighted layers not in int8", len(floats), "", 1))
+    print_json(rows) if as_json else console.print(table_of(str(file), [_shown(row) for row in rows]))
     if overflows() and may_overflow(file):
         errors.print(
             "the file's weights have 8 bits, and this processor has no VNNI: sums in integers overflow without a word, so the "
             "scores may be too low; make the file here, or for a target that ends in -avx2", highlight=False,
         )  # fmt: skip
+
+
+def _row(runtime: str, what: str, value: float, unit: str, samples: int) -> dict[str, Any]:
+    return {"runtime": runtime, "what": what, "value": value, "unit": unit, "samples": samples}
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for people: the value with its unit, as text."""
+    value = row["value"] if isinstance(row["value"], int) else f"{row['value']:.4f}"
+    return {k: v for k, v in row.items() if k != "unit"} | {"value": f"{value} {row['unit']}".strip()}
 
 
 def _check_fits(file: Path, run: Runner, task: Task) -> None:
