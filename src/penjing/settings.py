@@ -15,9 +15,9 @@ LEAST = {
 class Settings:
     """How ``compress`` goes about it. Training ends with what comes first, ``minutes`` or ``epochs``."""
 
-    epochs: float | None = None  # of training, for all attempts together; 0: none, only what needs no training; None: 12
+    epochs: float | None = None  # of training, for all attempts together; 0: what needs none; None: 12, or as `minutes` say
     minutes: float | None = None  # of training, wall-clock, for all attempts together; None: no limit
-    probes: int = 4  # networks that are tried without training, at most, to see how fast it can be for nothing
+    probes: int = 4  # networks that are tried without training, at most, once one held, to see how fast it can be for nothing
     attempts: int = 3  # networks that are trained, at most; the training is shared among them
     training: Training = field(default_factory=lambda: Training(lr=0.02, mixup=0.5))  # how the loop trains
     temperature: float = 4.0  # of the teacher's softened classes

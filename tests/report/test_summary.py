@@ -62,7 +62,9 @@ def test_the_test_is_told_with_its_counts(result: Result) -> None:
 
 def test_memory_is_a_row_where_it_was_measured(result: Result) -> None:
     metric = metric_of(result)
-    assert summary.rows(result, metric)[-1][:4] == ("Peak memory", "5.16\u00a0MB", "1.24\u00a0MB", "4.2\u00d7 less")
+    assert summary.rows(result, metric)[-1][:5] == (
+        "Peak memory", "5.16\u00a0MB", "1.24\u00a0MB", "4.2\u00d7 less", "of one call at batch 32",
+    )  # fmt: skip
     del result["size"]["memory"]
     assert summary.rows(result, metric)[-1].what == "File"
 

@@ -88,7 +88,7 @@ def compress_command(  # noqa: PLR0913 - one parameter an option
     latency: Annotated[str | None, typer.Option(help="At most this time or share of the original's: 3ms, 0.25x.")] = None,
     size: Annotated[str | None, typer.Option("--bytes", help="At most this file size: 500kB, 0.125x.")] = None,
     macs: Annotated[str | None, typer.Option(help="At most this many multiply-accumulates: 20M, 0.5x.")] = None,
-    memory: Annotated[str | None, typer.Option(help="At most this much memory during one inference: 2MB, 0.5x.")] = None,
+    memory: Annotated[str | None, typer.Option(help="At most this much memory during one call at --batch: 2MB, 0.5x.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Of training, at most, in all.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Of training, at most, in all; 0: only what needs no training.")] = None,
     labels: Annotated[

@@ -103,7 +103,9 @@ def rows(result: Data, metric: Metric) -> list[Row]:
     for name, key, unit in (("Parameters", "parameters", ""), ("MACs an input", "macs", ""), ("File", "bytes", "B")):
         found.append(_size(name, result["size"][key], unit))
     if result["size"].get("memory"):
-        found.append(_size("Peak memory", result["size"]["memory"], "B", "of one inference"))
+        batch = (result.get("speedup") or {}).get("batch")
+        called = f"of one call at batch {batch}" if batch else "of one call"
+        found.append(_size("Peak memory", result["size"]["memory"], "B", called))
     return found
 
 

@@ -116,11 +116,7 @@ class Chooser:
         self.ceilings = self.job.budget.ceilings(asdict(baseline.cost))
 
     def bounds(self) -> tuple[float, float]:
-        """The shares of the whole network's latency in integers to choose from: the most that limits allow, and the least.
-
-        Raises:
-            BudgetError: Nothing meets the limits.
-        """
+        """The shares of the whole network's latency in integers to choose from: the most that limits allow, and the least."""
         whole = self.whole.costs["latency"]
         least = min(1.0, 1.02 * self.narrowest.costs["latency"] / whole)
         fast = self.ceilings.get("latency")
