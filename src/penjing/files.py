@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from penjing.errors import PenjingError, RecipeError
 PART = ".part"  # what names of unfinished files end with
 PLACE = "give a file in a folder that can be written to"
 LOCK = ".lock"  # what is locked by the process that works in a folder
+SHOWN = 3  # names in an error
 PATIENCE = 10.0  # seconds that a process waits for another that writes the same file
 TORCHS = (".pt", ".pth", ".bin", ".ckpt")  # what names of files end with that torch.save wrote
 
@@ -122,6 +123,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: f.get_tensor(name) for name in names}, _about((f.metadata() or {}).get("about", ""))
     except (OSError, SafetensorError) as e:
         raise PenjingError(f"cannot read tensors from {path}: {e}; give a .safetensors file{_of_torchs(path)}") from e
+
+
+def misfits(held: Mapping[str, Tensor], own: Mapping[str, Tensor], network: str) -> str:
+    """Where a file's tensors do not fit a network's, the first of them by name; nothing where all do.
+
+    Args:
+        network: What it is called.
+    """
+    shapes = [
+        f"{n} is {tuple(held[n].shape)} in the file and {tuple(t.shape)} in {network}"
+        for n, t in own.items()
+        if n in held and held[n].shape != t.shape
+    ]
+    problems = {
+        "the file lacks ": [n for n in own if n not in held],
+        f"{network} lacks ": [n for n in held if n not in own],
+        "": shapes,
+    }
+    return "; ".join(said + _first(names) for said, names in problems.items() if names)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _about(note: str) -> dict[str, Any]:

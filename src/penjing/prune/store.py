@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import ModelError, PenjingError, PlanError, RecipeError
-from penjing.files import read_tensors, write_tensors
+from penjing.files import misfits, read_tensors, write_tensors
 from penjing.graph import as_inputs, own_tensors
 from penjing.plan import ChannelPlan
 from penjing.prune.channels import prune_channels
 
 FORMAT = 1  # of what the header says; a reader refuses what is newer than itself
-SHOWN = 3  # names in an error
 
 Factory = Callable[[], nn.Module]
 
@@ -151,22 +150,7 @@ def _check_original(model: nn.Module, plan: ChannelPlan, tensors: Mapping[str, T
 def _fill(small: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put the file's tensors into the network, with their types; what is shared stays shared."""
     own = own_tensors(small)
-    missing, extra = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
-    problems = [
-        *([f"the file lacks {_first(missing)}"] if missing else []),
-        *([f"the factory's network lacks {_first(extra)}"] if extra else []),
-        *(
-            f"{n} is {tuple(tensors[n].shape)} in the file and {tuple(t.shape)} in the network that was cut"
-            for n, t in own.items()
-            if n in tensors and tensors[n].shape != t.shape
-        ),
-    ]
-    if problems:
-        raise ModelError(f"the weights in {where} do not fit {type(small).__name__}: {'; '.join(problems[:SHOWN])}")
+    if problems := misfits(tensors, own, "the network that was cut"):
+        raise ModelError(f"the weights in {where} do not fit {type(small).__name__}: {problems}")
     for name, value in tensors.items():
         own[name].data = value.to(own[name].device)  # not load_state_dict, which would turn them into the factory's type
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

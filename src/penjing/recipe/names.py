@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from penjing.errors import ModelError, PenjingError, RecipeError, nearest
-from penjing.files import TORCHS, read_tensors
+from penjing.files import TORCHS, misfits, read_tensors
 from penjing.graph import load_onnx
 from penjing.task import Task
 
 ONNX = ".onnx"  # what names of files end with that are networks of their own
-SHOWN, MOST = 3, 8  # names of weights, and of functions, in an error
+MOST = 8  # names of functions in an error
 
 
 def found(where: str, what: str) -> Any:
@@ -103,19 +103,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     tensors, _ = read_tensors(path)
     own = model.state_dict()
-    missing, extra = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
-    shapes = [
-        f"{n} is {tuple(t.shape)} in the file and {tuple(own[n].shape)} in the model"
-        for n, t in tensors.items()
-        if n in own and t.shape != own[n].shape
-    ]
-    problems = [
-        *([f"the file lacks {_first(missing)}"] if missing else []),
-        *([f"the model lacks {_first(extra)}"] if extra else []),
-        *([_first(shapes)] if shapes else []),
-    ]
-    if problems:
-        raise ModelError(f"the weights in {path} do not fit {type(model).__name__}: {'; '.join(problems)}")
+    if problems := misfits(tensors, own, "the model"):
+        raise ModelError(f"the weights in {path} do not fit {type(model).__name__}: {problems}")
     model.load_state_dict({n: _like(t, own[n]) for n, t in tensors.items()})
 
 
@@ -132,8 +121,3 @@ def _called(given: Any, where: str, what: str) -> Any:
 
 def _like(value: Tensor, own: Tensor) -> Tensor:
     return value.to(own.dtype) if own.is_floating_point() else value
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
