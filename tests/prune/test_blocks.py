@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import DataError, NotEquivalent, PlanError, RecipeError
+from penjing.errors import DataError, ModelError, NotEquivalent, PlanError, RecipeError
 from penjing.graph import capture
 from penjing.plan import ChannelPlan
 from penjing.prune import blocks as blocks_module
@@ -207,6 +207,8 @@ def test_a_network_of_one_batch_without_a_block_is_read_back(tmp_path: Path) -> 
     small = prune_channels(model, plan, X).eval()
     save(tmp_path / "s.safetensors", small, plan, X)
     torch.testing.assert_close(load(tmp_path / "s.safetensors", make)(X), small(X))
+    with pytest.raises(ModelError, match=r"\[2, 1, 12, 12\]"):  # the samples of a larger batch would be mixed
+        small(torch.cat([X, X]))
 
 
 def test_an_assertion_about_the_precision_of_the_original_is_no_obstacle() -> None:

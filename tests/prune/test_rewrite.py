@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.errors import NotEquivalent
+from penjing.errors import ModelError, NotEquivalent
 from penjing.graph import capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune import prune_channels
@@ -137,6 +137,13 @@ def test_any_batch_will_do(model: nn.Module, batch: int) -> None:
     x = inputs(IMAGE, batch, torch.float64)
     with torch.no_grad():
         assert difference(small(*x), absent(model, plan)(*x)) < 1e-9
+
+
+def test_images_of_another_size_are_refused(made: nn.Module) -> None:
+    """Every size that the model asks for is a number in its graph."""
+    for other in (copy.deepcopy(made), rewritten(made)[0]):
+        with pytest.raises(ModelError, match=r"\[any, 3, 8, 8\]"):
+            other(torch.zeros(2, 3, 16, 16, dtype=torch.float64))
 
 
 def test_what_was_rewritten_is_pruned_again(made: nn.Module) -> None:

@@ -35,7 +35,8 @@ def prune_channels(
 
     Unless ``verify`` is off, the result is compared in float64 with the original in which the removed channels take no
     part, and only handed back when the two agree. Where ``forward`` has sizes written into it (``view(B, 64, -1)``), the
-    copy gets the exported graph as its forward, with these sizes rewritten, and a ``RewrittenWarning`` says so.
+    copy gets the exported graph as its forward, with these sizes rewritten, and a ``RewrittenWarning`` says so; so it does
+    without blocks. That graph refuses inputs of another size than the example's, but for the batch where the model takes any.
 
     Args:
         example: Inputs as the model takes them; only their shapes matter.
@@ -108,7 +109,8 @@ def _proven(
             raise reason from None
         if not plan.blocks:  # without blocks it runs its exported graph anyway
             message = (
-                f"the forward of {type(small).__name__} has sizes written into it: the pruned model runs its exported graph"
+                f"the forward of {type(small).__name__} has sizes written into it: the pruned model runs its exported graph, "
+                "for inputs of this size"
             )
             warnings.warn(message, RewrittenWarning, stacklevel=3)
         return rewritten

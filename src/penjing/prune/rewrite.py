@@ -4,13 +4,14 @@ The copy keeps its class, modules, parameter names and modes: dropout and batch 
 whether they are in training. What is lost is Python: hooks of inner modules, and branches that only training takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from penjing.errors import NotEquivalent
+from penjing.errors import ModelError, NotEquivalent
 from penjing.graph import Channels, Graph
 from penjing.graph.kept import copied
 from penjing.graph.labels import Labels, Sheets, Weight, narrow, sheets_of, varies
@@ -67,9 +68,35 @@ def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
     node.args = tuple(mode if i == place else a for i, a in enumerate(node.args))
 
 
+def _ask_for_the_sizes(graph: fx.Graph) -> None:
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        for node in inputs:
+            size = tuple(int(n) if is_concrete_int(n) else None for n in node.meta["val"].shape)
+            graph.call_function(check_size, (node, node.name, size))
+
+
+def check_size(x: Tensor, name: str, size: Sequence[int | None]) -> None:
+    """Refuse an input of another size than a graph was read with; None is any.
+
+    Raises:
+        ModelError: It is of another.
+    """
+    if x.ndim != len(size) or any(n is not None and n != m for n, m in zip(size, x.shape, strict=True)):
+        takes = ", ".join("any" if n is None else str(n) for n in size)
+        raise ModelError(
+            f"the input {name} has shape {list(x.shape)}; this pruned model runs its exported graph, which takes [{takes}] "
+            "alone; prune it with an example of the size that it gets"
+        )
+
+
 def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> nn.Module:
-    """Make ``graph``, which was made from that of ``module``, the forward of ``small``; the class becomes one of its own."""
+    """Make ``graph``, which was made from that of ``module``, the forward of ``small``; the class becomes one of its own.
+
+    It takes inputs of the sizes that the graph was read with alone, since every size that the model asks for is a number in it.
+    """
     drop_assertions(graph)
+    _ask_for_the_sizes(graph)
     for node in list(graph.nodes):
         _ask_for_the_mode(graph, node)
     for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:
