@@ -262,6 +262,14 @@ def of_many_layers(m: Any, x: Tensor, *, width: int = -1, joined: int = -1) -> T
     return x + m.p(out.transpose(1, 2).reshape(n, h * w, joined)).transpose(1, 2).reshape(n, -1, h, w)  # type: ignore[no-any-return]
 
 
+def narrow_headed(m: Any, x: Tensor, mask: Tensor | None = None, **settings: Any) -> Tensor:
+    """More heads than each is wide, so that heads go whole."""
+    n, _, h, w = x.shape
+    q, k, v = (layer(x.flatten(2).transpose(1, 2)).view(n, h * w, -1, 2).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    out = F.scaled_dot_product_attention(q, k, v, mask, **settings)
+    return x + m.p(out.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(n, -1, h, w)  # type: ignore[no-any-return]
+
+
 def of_channels(m: Any, x: Tensor) -> Tensor:
     """Attention of the channels to one another, XCA (El-Nouby et al. 2021, arXiv:2106.09681)."""
     n, _, h, w = x.shape
@@ -765,6 +773,9 @@ MIXING: dict[str, Make] = {
     "many_headed": _between(many_headed, **_QKV),
     "attention_at_once": _between(lambda m, x: many_headed(m, x, fused=True), **_QKV),
     "of_many_layers": _between(of_many_layers, **_APART),
+    "narrow_headed": _between(narrow_headed, **_APART),
+    "narrow_headed_with_a_mask": (
+        _between(lambda m, x: narrow_headed(m, x, m.mask, scale=0.3), **_APART, mask=scale(8, 1, 64))),
     "of_channels": _between(of_channels, qkv=conv(16, 48, 1), p=conv(16, 16, 1), t=scale(2, 1, 1)),
     "of_batches": _between(of_batches, qkv=conv(16, 48, 1), p=conv(16, 16, 1)),
     "global_context": (
@@ -887,6 +898,8 @@ AWKWARD: dict[str, Make] = {
     "counted": _between(lambda _m, x: x * torch.arange(x.shape[1]).view(1, -1, 1, 1)),
     "float_inside": _between(lambda m, x: m.c(x.float()), c=conv(16, 16)),
     "autocast_inside": _between(lambda m, x: in_half_precision(m.c, x), c=conv(16, 16)),
+    "queries_in_groups": (
+        _between(lambda m, x: narrow_headed(m, x, enable_gqa=True), **(_APART | dict.fromkeys("kv", nn.Linear(16, 4))))),
     "computed_kernel": (
         _between(lambda m, x: F.conv2d(x, m.k(x.mean((0, 2, 3))).view(16, 16, 1, 1)), k=nn.Linear(16, 256))),
     "bilinear_pooling": (

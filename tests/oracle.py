@@ -304,9 +304,10 @@ def _batch_norm_without_statistics(
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **settings: Any) -> tuple[Tensor, None]:
-    assert settings.get("attn_mask") is None
-    scale = settings.get("scale") or q.shape[-1] ** -0.5
-    return _product(_softmax(_product(q, k.transpose(-1, -2)) * scale, -1), v), None
+    scale, mask = settings.get("scale") or q.shape[-1] ** -0.5, settings.get("attn_mask")
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = _product(q, k.transpose(-1, -2)) * scale
+    return _product(_softmax(scores if mask is None else scores + mask, -1), v), None
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, None]:

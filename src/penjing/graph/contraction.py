@@ -89,11 +89,7 @@ def matrix_product(ledger: Ledger, node: fx.Node, a: Value, b: Weight | Value) -
         b = ledger.value(b)
     if a.ndim < 2 or b.ndim < 2:
         return _no_form(ledger, node, a, b)
-    shape = out_shape(node)
-    _contract(ledger, node, a, b)
-    rows = [_without(ledger, s, -1).narrow(-1, 0, 1) for s in sheets_of(a)]
-    columns = [_without(ledger, s, -2).narrow(-2, 0, 1) for s in sheets_of(b)]
-    return met(ledger, [bound(rows, rows[0].shape), bound(columns, columns[0].shape)], str(node.target), shape)
+    return _product(ledger, node, a, b, out_shape(node))
 
 
 def vector_product(ledger: Ledger, node: fx.Node, a: Value, b: Weight | Value) -> Value:
@@ -115,14 +111,34 @@ def product_sum(ledger: Ledger, node: fx.Node, bias: Weight | Value, a: Weight |
     return met(ledger, [bias, out], str(node.target), out_shape(node))
 
 
-def attention(ledger: Ledger, node: fx.Node, q: Value, k: Value, v: Value, *_: Any, **kwargs: Any) -> Value:
-    """Scaled dot product; where the scale is left to torch it follows the width of the heads, which then stays."""
-    for x in (q, k):
-        if kwargs.get("scale") is None:
-            ledger.freeze_value(x, f"{node.target} with a scale that follows the width")
-    _contract(ledger, node, q, _turned(k))
-    shape = out_shape(node)
-    return bound([_without(ledger, s, -2).narrow(-2, 0, 1).expand(shape) for s in sheets_of(v)], shape)
+def attention(
+    ledger: Ledger,
+    node: fx.Node,
+    q: Value,
+    k: Weight | Value,
+    v: Weight | Value,
+    mask: Weight | Value | None = None,
+    *_: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """``softmax(q @ k.T + mask) @ v``; where the scale is left to torch it follows the width of the heads, which then stays."""
+    if enable_gqa:
+        return _no_form(ledger, node, q, k, v, mask)
+    k, v = (ledger.value(x) if isinstance(x, Weight) else x for x in (k, v))
+    for s in (*sheets_of(q), *sheets_of(k)):
+        if scale is None and varies(s, s.ndim - 1):
+            ledger.freeze(s, f"{node.target} with a scale that follows the width")
+    shape = (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
+    scores = _product(ledger, node, q, _turned(k), shape)
+    if mask is not None:
+        given = ledger.value(mask) if isinstance(mask, Weight) else mask
+        scores = met(ledger, [scores, given], str(node.target), shape)
+    for s in sheets_of(scores):
+        if varies(s, s.ndim - 1):
+            ledger.freeze(s, f"{node.target} with a softmax over the channels")
+    rows = [s for s in sheets_of(scores) if not varies(s, s.ndim - 1)]
+    return _product(ledger, node, bound(rows, shape), v, out_shape(node))
 
 
 def embedding(ledger: Ledger, node: fx.Node, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
@@ -136,6 +152,13 @@ def embedding(ledger: Ledger, node: fx.Node, weight: Value, index: Value, *_: An
         return unlabelled(out_shape(node))
     ledger.freeze(ledger.labels_of(known, 0), "used as an index")
     return ledger.labels_of(known, 1).expand(out_shape(node))
+
+
+def _product(ledger: Ledger, node: fx.Node, a: Value, b: Value, shape: tuple[int, ...]) -> Value:
+    _contract(ledger, node, a, b)
+    rows = [_without(ledger, s, -1).narrow(-1, 0, 1) for s in sheets_of(a)]
+    columns = [_without(ledger, s, -2).narrow(-2, 0, 1) for s in sheets_of(b)]
+    return met(ledger, [bound(rows, rows[0].shape), bound(columns, columns[0].shape)], str(node.target), shape)
 
 
 def _contract(ledger: Ledger, node: fx.Node, a: Value, b: Value) -> None:
@@ -169,8 +192,7 @@ def _without(ledger: Ledger, labels: Labels, dim: int) -> Labels:
     return labels.narrow(dim, 0, 1)
 
 
-def _turned(value: Weight | Value) -> Value:
-    assert not isinstance(value, Weight)
+def _turned(value: Value) -> Value:
     return bound([s.transpose(-1, -2) for s in sheets_of(value)], [*value.shape[:-2], value.shape[-1], value.shape[-2]])
 
 
