@@ -166,3 +166,9 @@ def test_what_a_convolution_slides_along_stays_and_no_more() -> None:
     channels = channels_of("eca")
     assert ("a.weight", 0) in channels.fixed
     assert [g.name for g in channels.groups] == ["b.weight"]
+
+
+def test_blocks_of_one_channel_each_are_fixed() -> None:
+    channels = found(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 2, 1)), 3, 4, 4)
+    assert channels.fixed["1.weight", 0] == channels.fixed["2.weight", 1] == "equal parts of one channel"
+    assert [g.name for g in channels.groups] == ["0.weight"]

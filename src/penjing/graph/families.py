@@ -67,7 +67,10 @@ def settled(ledger: Ledger) -> Families:
         family = {c: i for i, f in enumerate(members) for c in f}
         rows: dict[int, Rows] = {}
         unkept = [b for b in ledger.balances if not _balanced(component[b.numpy()], family, rows)]
-        if not unkept:
+        single = [c for f, own in rows.items() if len(own[0]) == 1 for c in members[f]]
+        if not unkept and single:  # none of them could go
+            ledger.freeze(torch.from_numpy(np.isin(component, single).nonzero()[0]), "equal parts of one channel")
+        elif not unkept:
             return Families(component, held, reasons, members, rows)
         for balance in unkept:
             ledger.join(balance[:1].expand_as(balance), balance, "equal parts")

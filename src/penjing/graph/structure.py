@@ -94,7 +94,12 @@ def _in_blocks(ledger: Ledger, node: fx.Node, out: Labels, cut: list[int]) -> La
     """One of the dimensions that the channels were cut into gets shorter; the sizes of the others are the model's own."""
     asked = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], list | tuple) else []
     unsaid = [d for d in cut if len(asked) == out.ndim and asked[d] == -1]
-    free = unsaid[0] if unsaid else max(reversed(cut), key=lambda d: out.shape[d])
+    if unsaid:
+        free = unsaid[0]
+    elif out.ndim > 3 and cut == list(range(1, out.ndim)):  # a vector that becomes an image, whose sides stay
+        free = cut[0]
+    else:
+        free = max(reversed(cut), key=lambda d: out.shape[d])
     others = [d for d in cut if d != free]
     if free != cut[-1] or not all(varies(out, d) for d in cut):  # the order of the elements: the same places in every block
         return ledger.joined(out, others, f"{node.target} into blocks")
