@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from penjing.errors import NotEquivalent
+from penjing.graph import capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune import prune_channels, verify_pruned
 from penjing.prune.verify import verify_against
@@ -36,6 +37,24 @@ def test_a_right_cut_is_told_from_wrong_ones(model: nn.Module) -> None:
         small.b.weight[3, 2, 1, 1] += 1e-6
     with pytest.raises(NotEquivalent, match=r"first in b\.weight"):
         verify_pruned(model, small, RIGHT, X)
+
+
+@pytest.mark.parametrize(
+    ("layers", "x"),
+    [
+        ((nn.ConvTranspose2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)), torch.randn(2, 3, 4, 4)),
+        ((nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(2, 7, 3)),
+    ],
+    ids=["transposed", "tokens"],
+)
+def test_the_layer_that_differs_is_named_wherever_its_channels_lie(layers: tuple[nn.Module, ...], x: torch.Tensor) -> None:
+    model = randomized(nn.Sequential(*layers))
+    plan = chosen(find_channels(capture(model, x)))
+    small = prune_channels(model, plan, x)
+    with torch.no_grad():
+        small.get_parameter("2.weight")[0, 1] += 1e-3
+    with pytest.raises(NotEquivalent, match=r"first in 2\.weight"):
+        verify_pruned(model, small, plan, (x,))
 
 
 def test_channels_that_do_not_belong_together_are_found(model: nn.Module) -> None:

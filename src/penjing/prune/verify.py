@@ -18,7 +18,7 @@ from penjing.graph.quiet import without_torchs_own_noise
 from penjing.plan import ChannelPlan
 from penjing.prune.double import Double
 from penjing.prune.masked import Masked
-from penjing.prune.rewrite import drop_assertions
+from penjing.prune.rewrite import Sizes, drop_assertions
 
 TOLERANCE = 1e-9  # in float64, relative to the largest value of the output
 _CURE = (
@@ -45,7 +45,7 @@ def verify_against(graph: Graph, channels: Channels, small: nn.Module, plan: Cha
     reference = Masked(doubled(graph.module), channels, plan.keep)
     error, ran, inputs = compared(reference, small, graph.example)
     if error > TOLERANCE:
-        where = _first_difference(reference, ran, plan, inputs)
+        where = _first_difference(reference, ran, Sizes(channels, plan), inputs)
         raise NotEquivalent(f"the pruned model differs from the original by {error:.1e} (relative), first in {where}; {_CURE}")
     return error
 
@@ -127,24 +127,25 @@ def _relative(a: Any, b: Any) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _first_difference(reference: fx.Interpreter, pruned: nn.Module, plan: ChannelPlan, inputs: tuple[Tensor, ...]) -> str:
-    """The first weighted operation whose kept outputs differ."""
+def _first_difference(reference: fx.Interpreter, pruned: nn.Module, sizes: Sizes, inputs: tuple[Tensor, ...]) -> str:
+    """The first parameter of which an operation whose kept outputs differ is computed."""
     try:
         found = fx.Interpreter(capture(pruned, inputs).module)
         pairs = zip(_weighted(reference, inputs), _weighted(found, inputs), strict=False)
     except (ModelError, RuntimeError):  # it cannot be read: where it differs stays unknown
         return "the output"
-    for (name, expected), (_, value) in pairs:
-        index = plan.keep.get(name, {}).get(0)
-        if index is not None and expected.ndim > 1 and expected.shape[1] > max(index):
-            expected = expected.index_select(1, torch.tensor(index, device=expected.device))
-        if _relative(value, expected) > TOLERANCE:
+    for (name, node, expected), (_, _, value) in pairs:
+        for dim in range(expected.ndim):
+            kept = sizes.kept(node, dim)
+            expected = expected if kept is None else expected.index_select(dim, kept.nonzero()[:, 0].to(expected.device))
+        # What still has other sizes was cut in blocks of different places, and cannot be laid beside the other so.
+        if value.shape == expected.shape and _relative(value, expected) > TOLERANCE:
             return name
     return "the output"
 
 
-def _weighted(interpreter: fx.Interpreter, inputs: tuple[Tensor, ...]) -> list[tuple[str, Tensor]]:
-    """Each value that is computed from a parameter, with the parameter's name, in order."""
+def _weighted(interpreter: fx.Interpreter, inputs: tuple[Tensor, ...]) -> list[tuple[str, fx.Node, Tensor]]:
+    """Each value that is computed from a parameter, with the parameter's name and the node, in order."""
     interpreter.garbage_collect_values = False
     with torch.no_grad():
         interpreter.run(*inputs)
@@ -154,5 +155,5 @@ def _weighted(interpreter: fx.Interpreter, inputs: tuple[Tensor, ...]) -> list[t
         value = interpreter.env.get(node)
         value = value[0] if isinstance(value, tuple) else value
         if names and isinstance(value, Tensor):
-            weighted.append((names[0], value))
+            weighted.append((names[0], node, value))
     return weighted
