@@ -53,7 +53,7 @@ def test_one_finite_score_for_each_weight(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(WEIGHT_CRITERIA) - {"magnitude", "random"}))
 def test_data_must_be_there(name: str) -> None:
     model = network()
-    with pytest.raises(RecipeError, match="needs data"):
+    with pytest.raises(DataError, match="needs data"):
         WEIGHT_CRITERIA[name](WeightEvidence(model, layer_weights(model)))
     with pytest.raises(DataError, match="empty"):
         WEIGHT_CRITERIA[name](evidence(model, []))
@@ -65,6 +65,32 @@ def test_data_must_be_there(name: str) -> None:
 def test_labels_must_be_there(name: str) -> None:
     with pytest.raises(DataError, match="labels"):
         WEIGHT_CRITERIA[name](evidence(network(), [x for x, _ in batches()]))
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHT_CRITERIA))
+def test_in_half_precision_no_score_vanishes(name: str) -> None:
+    """Squares of small weights, and of small gradients, are nothing in float16."""
+    model, data = network().half(), [(x.half(), y) for x, y in batches()]
+    with torch.no_grad():
+        model[8].weight.mul_(2**-10)
+    score = WEIGHT_CRITERIA[name](evidence(model, data))["8.weight"]
+    assert score.count_nonzero() == score.numel()
+
+
+@pytest.mark.parametrize("name", sorted(set(WEIGHT_CRITERIA) - {"magnitude", "random"}))
+def test_a_model_of_two_inputs_is_given_both(name: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, t: Tensor, weight: float = 1.0) -> Tensor:
+            return self.a(x) + weight * self.b(t)  # type: ignore[no-any-return]
+
+    model, x, t, y = Two().eval(), torch.randn(5, 3), torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])
+    assert WEIGHT_CRITERIA[name](evidence(model, [((x, t), y)])).keys() == {"a.weight", "b.weight"}
+    if name == "obs":
+        assert WEIGHT_CRITERIA[name](evidence(model, [(x, t)])).keys() == {"a.weight", "b.weight"}
 
 
 def test_gradient_criteria_against_finite_differences() -> None:

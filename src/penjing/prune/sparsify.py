@@ -52,9 +52,10 @@ def sparsify(
         exclude: Patterns (``"head.*"``) of parameter names to leave dense.
 
     Raises:
-        RecipeError: A setting is unknown, out of range or needs data; the pattern does not divide a layer.
+        RecipeError: A setting is unknown or out of range; the pattern does not divide a layer.
         ModelError: The model has no weights to cut, fewer that are not zero than are to stay, or some that are not finite.
-        DataError: The data is empty, has no labels where they are needed, or makes a value that is not finite.
+        DataError: There is no data where it is needed, or it is empty, has no labels where they are needed, or makes a value
+            that is not finite.
     """
     share, chosen = settled(density, pattern, scope)
     judge = weight_criterion_named(criterion) if isinstance(criterion, str) else criterion

@@ -1,5 +1,6 @@
 """What a criterion for single weights judges by: the layers whose weights may be cut, the model, and, for some, data."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from penjing.errors import DataError, RecipeError
+from penjing.errors import DataError
 from penjing.score.layer_inputs import second_moments
 from penjing.score.layer_weights import LayerWeight
-from penjing.task import Loss, as_tuple
+from penjing.task import Loss, inputs_and_target
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -50,30 +53,32 @@ class WeightEvidence:
         """The batches, as ``(inputs, target)``; the target is None where they have none.
 
         Raises:
-            RecipeError: There is no data.
-            DataError: It yields no batch, or no labels where ``labels`` are needed.
+            DataError: There is no data, it yields no batch, or no labels where ``labels`` are needed.
         """
         if self.data is None:
-            raise RecipeError("this criterion needs data; give task=, or data= batches of (inputs, target)")
+            raise DataError("this criterion needs data; give task=, or data= batches of (inputs, target)")
         device, i = next(iter(self.weights.values())).device, -1
         for i, batch in enumerate(self.data):
             if i >= self.batches:
                 break
-            inputs, target = _apart(batch)
+            inputs, target = inputs_and_target(batch, self._inputs(batch))
             if labels and target is None:
                 raise DataError("this criterion needs labels, and data yields none; give (inputs, target) pairs, or use obs")
-            yield tree_map(partial(_on, device), (as_tuple(inputs), target))
+            yield tree_map(partial(_on, device), (inputs, target))
         if i < 0:
             raise DataError("data is empty: it yields no batch; give at least one (inputs, target) pair")
 
+    def _inputs(self, batch: Any) -> int:
+        """How many inputs a batch holds: what ``forward`` cannot do without, unless they are a tuple of their own."""
+        if isinstance(batch, tuple | list) and batch and isinstance(batch[0], tuple | list):
+            return len(batch[0])
+        asked = inspect.signature(self.model.forward).parameters.values()
+        return max(1, sum(p.kind in _BY_PLACE and p.default is p.empty for p in asked))
 
-def _apart(batch: Any) -> tuple[Any, Any]:
-    """Inputs and target of a batch; a batch of one part has no target."""
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
-        return batch[0], batch[1] if len(batch) == 2 else None
-    raise DataError(f"data yields {type(batch).__name__}; give inputs or (inputs, target) pairs")
+
+def precise(x: Tensor) -> Tensor:
+    """In float32 at least: a square of half precision is zero soon."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from penjing.score.layer_weights import LayerWeight
-from penjing.score.weight_evidence import WeightEvidence, WeightScores
+from penjing.score.weight_evidence import WeightEvidence, WeightScores, precise
 
 DAMPING = 0.01  # added to the diagonal of H, as a share of its mean
 
@@ -21,8 +21,7 @@ def obs(evidence: WeightEvidence) -> WeightScores:
     Of a weight that has zeros already, only the others count as there is. Inputs without labels will do.
 
     Raises:
-        RecipeError: There is no data.
-        DataError: It is empty, or a layer reads what is not finite.
+        DataError: There is no data, it is empty, or a layer reads what is not finite.
         ModelError: A layer is not a module, or is never called.
     """
     return {layer.name: _scores(layer, evidence.weights[layer.name], evidence.moments[layer.name]) for layer in evidence.layers}
@@ -44,7 +43,7 @@ def _scores(layer: LayerWeight, weight: Tensor, moments: Tensor) -> Tensor:
     rows = layer.by_output(weight).double()  # (O, I, K)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(moments)))
     diagonal = inverse.diagonal(dim1=1, dim2=2).repeat_interleave(len(rows) // len(inverse), 0)
-    return layer.as_stored(rows.square() / diagonal.view(rows.shape)).to(weight.dtype)
+    return layer.as_stored(rows.square() / diagonal.view(rows.shape)).to(precise(weight).dtype)
 
 
 def _refitted(layer: LayerWeight, weight: Tensor, mask: Tensor, moments: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import DataError, entry
-from penjing.score.weight_evidence import WeightCriterion, WeightEvidence, WeightScores
+from penjing.score.weight_evidence import WeightCriterion, WeightEvidence, WeightScores, precise
 from penjing.score.weight_obs import obs
 
 
@@ -18,7 +18,7 @@ def magnitude(evidence: WeightEvidence) -> WeightScores:
 def snip(evidence: WeightEvidence) -> WeightScores:
     """``|w * dL/dw|``, the gradient being that of the mean loss (Lee et al. 2019, arXiv:1810.02340). Needs labels."""
     gradients = _mean(evidence, lambda _w, g: g)
-    return {name: (w * gradients[name]).abs() for name, w in evidence.weights.items()}
+    return {name: (precise(w) * gradients[name]).abs() for name, w in evidence.weights.items()}
 
 
 def taylor(evidence: WeightEvidence) -> WeightScores:
@@ -62,11 +62,12 @@ def weight_criterion_named(name: str) -> WeightCriterion:
 
 def _mean(evidence: WeightEvidence, of: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     """The mean of a function of a weight and its gradient over the batches, each counted as often as it has samples."""
-    total, samples = {name: torch.zeros_like(w) for name, w in evidence.weights.items()}, 0
+    weights, samples = {name: precise(w) for name, w in evidence.weights.items()}, 0
+    total = {name: torch.zeros_like(w) for name, w in weights.items()}
     for count, gradients in _gradients(evidence):
         samples += count
         for name, g in gradients.items():
-            total[name] += count * of(evidence.weights[name], g)
+            total[name] += count * of(weights[name], precise(g))
     return {name: t / max(1, samples) for name, t in total.items()}
 
 
