@@ -99,7 +99,7 @@ def vector_product(ledger: Ledger, node: fx.Node, a: Value, b: Weight | Value) -
     reason, shape = str(node.target), out_shape(node)
     read = [s for s in sheets_of(a) if varies(s, a.ndim - 1)]
     for s in read:
-        ledger.mix(node.name, 0, s)
+        ledger.mix(node.name, s)
     met(ledger, [bound([_facing(ledger, s, -2, reason) if a.ndim > 1 else s for s in read], b.shape), b], reason, b.shape)
     return bound([_without(ledger, s, -1).select(-1, 0).expand(shape) for s in sheets_of(a)] if shape else [], shape)
 
@@ -167,7 +167,7 @@ def _contract(ledger: Ledger, node: fx.Node, a: Value, b: Value) -> None:
     left = [s for s in sheets_of(a) if varies(s, a.ndim - 1)]
     right = [s for s in sheets_of(b) if varies(s, b.ndim - 2)]
     for s in left:
-        ledger.mix(node.name, 0, s)
+        ledger.mix(node.name, s)
     reason = str(node.target)
     facing_a = [_facing(ledger, s, -2, reason) for s in left] or [unlabelled((k,))]
     facing_b = [_facing(ledger, s, -1, reason) for s in right] or [unlabelled((k,))]
@@ -229,7 +229,7 @@ def _meet(ledger: Ledger, node: fx.Node, inputs: Labels, read: Labels, weight: W
     if isinstance(weight, Weight):
         ledger.reads.add((weight.name, dim))
     for sheet in sheets_of(x):
-        ledger.mix(node.name, 0, sheet)
+        ledger.mix(node.name, sheet)
 
 
 def _add_bias(ledger: Ledger, outputs: Labels, bias: Weight | Value | None) -> None:

@@ -63,7 +63,7 @@ class Ledger:
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)  # labels of values that are added to one another
     reads: set[tuple[str, int]] = field(default_factory=set)  # dims of weights that meet a value's channels and sum over them
-    mixes: dict[str, list[tuple[int, Labels]]] = field(default_factory=dict)  # node -> (argument, labels it mixes)
+    mixes: dict[str, list[Labels]] = field(default_factory=dict)  # node -> labels that it mixes
     balances: list[Tensor] = field(default_factory=list)  # (rows, columns): equally many of every row stay
     row_of: dict[int, tuple[int, int]] = field(default_factory=dict)  # label -> (balance, row)
     kept: dict[tuple[str, int], str] = field(default_factory=dict)  # dims that stay, should they be labelled; and why
@@ -110,10 +110,10 @@ class Ledger:
             for sheet in sheets_of(value):
                 self.freeze(sheet, reason)
 
-    def mix(self, node: str, argument: int, labels: Labels) -> None:
+    def mix(self, node: str, labels: Labels) -> None:
         """The node sums, averages or compares over these channels: what is dropped takes no part in it."""
         if bool((narrow(labels) >= 0).any()):
-            self.mixes.setdefault(node, []).append((argument, labels))
+            self.mixes.setdefault(node, []).append(labels)
 
     def balance(self, rows: Labels) -> None:
         """Equally many of every row stay; shape ``(rows, columns)``."""

@@ -41,7 +41,7 @@ def group_norm(ledger: Ledger, node: fx.Node, x: Value, groups: int, *parameters
     out = channels.view(1, -1, *[1] * (x.ndim - 2)).expand(out_shape(node))
     if groups < len(channels):
         ledger.balance(channels.view(groups, -1))
-        ledger.mix(node.name, 0, out)
+        ledger.mix(node.name, out)
     return out
 
 
@@ -151,7 +151,7 @@ def _mixed(ledger: Ledger, node: fx.Node, labels: Labels, dims: Sequence[int], *
         if others and free is None:
             ledger.freeze(labels, f"{node.target} over values that are not channels")
         else:
-            ledger.mix(node.name, 0, labels)
+            ledger.mix(node.name, labels)
         if not keep:
             return unlabelled([1 if d in dims else n for d, n in enumerate(labels.shape)])
     if keep:

@@ -16,17 +16,17 @@ from penjing.graph.walk import Rule
 aten = torch.ops.aten
 
 
-def _overloads(*names: str) -> list[Any]:
+def overloads(*names: str) -> list[Any]:
     """Every overload of the named aten operations that this torch has."""
     packets = [getattr(aten, n) for n in names if hasattr(aten, n)]
     return [getattr(p, o) for p in packets for o in p.overloads()]
 
 
-_TURNING = _overloads(
+_TURNING = overloads(
     "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "clone", "contiguous", "alias", "detach",
     "lift_fresh_copy", "swapaxes", "numpy_T", "mT", "adjoint",
 )  # fmt: skip
-_ELEMENTWISE = _overloads(
+_ELEMENTWISE = overloads(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
     "hardsigmoid", "hardswish", "log_sigmoid", "exp", "log", "sqrt", "rsqrt", "square", "abs", "neg", "sign", "erf", "sin",
     "cos", "reciprocal", "clamp", "clip", "clamp_min", "clamp_max", "pow", "add", "sub", "rsub", "mul", "div", "maximum",
@@ -39,7 +39,7 @@ _ELEMENTWISE = _overloads(
     "float_power", "logaddexp", "hypot", "relu_", "bernoulli", "new_zeros_like", "asin", "acos", "asinh", "acosh",
     "atanh", "sinc",
 )  # fmt: skip
-_POOLING = _overloads(
+_POOLING = overloads(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
     "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d",
     "_adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d",
@@ -48,56 +48,56 @@ _POOLING = _overloads(
     "lp_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "upsample_linear1d",
 )  # fmt: skip
-_REDUCTIONS = _overloads("sum", "mean", "amax", "amin", "logsumexp", "nansum", "prod")
+_REDUCTIONS = overloads("sum", "mean", "amax", "amin", "logsumexp", "nansum", "prod")
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_TURNING, per_sheet(structure.moved, ragged=True)),
     **dict.fromkeys(
-        _overloads("pixel_unshuffle", "repeat", "repeat_interleave", "tile", "unfold", "diagonal"), per_sheet(structure.moved)
+        overloads("pixel_unshuffle", "repeat", "repeat_interleave", "tile", "unfold", "diagonal"), per_sheet(structure.moved)
     ),
-    **dict.fromkeys(_overloads("cat", "concat", "concatenate", "stack"), structure.gathered),
+    **dict.fromkeys(overloads("cat", "concat", "concatenate", "stack"), structure.gathered),
     **dict.fromkeys(
-        _overloads("view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"),
+        overloads("view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"),
         per_sheet(structure.reshaped, ragged=True),
     ),
-    **dict.fromkeys(_overloads("expand_as"), structure.expanded_as),
-    **dict.fromkeys(_overloads("type_as"), structure.retyped),
-    **dict.fromkeys(_overloads("split", "split_with_sizes", "chunk"), per_sheet(structure.parted, ragged=True)),
-    **dict.fromkeys(_overloads("unbind"), per_sheet(structure.taken_apart, ragged=True)),
-    **dict.fromkeys(_overloads("slice", "select", "narrow"), per_sheet(structure.picked, ragged=True)),
-    **dict.fromkeys(_overloads("index_select"), per_sheet(structure.chosen)),
-    **dict.fromkeys(_overloads("index"), per_sheet(structure.indexed)),
-    **dict.fromkeys(_overloads("flip", "roll"), per_sheet(structure.turned)),
-    **dict.fromkeys(_overloads("channel_shuffle", "native_channel_shuffle"), per_sheet(structure.shuffled)),
-    **dict.fromkeys(_overloads("pixel_shuffle"), per_sheet(structure.spread)),
-    **dict.fromkeys(_overloads("constant_pad_nd", "pad"), per_sheet(structure.padded)),
-    **dict.fromkeys(_overloads("im2col"), structure.unfolded),
-    **dict.fromkeys(_overloads("col2im"), structure.folded),
+    **dict.fromkeys(overloads("expand_as"), structure.expanded_as),
+    **dict.fromkeys(overloads("type_as"), structure.retyped),
+    **dict.fromkeys(overloads("split", "split_with_sizes", "chunk"), per_sheet(structure.parted, ragged=True)),
+    **dict.fromkeys(overloads("unbind"), per_sheet(structure.taken_apart, ragged=True)),
+    **dict.fromkeys(overloads("slice", "select", "narrow"), per_sheet(structure.picked, ragged=True)),
+    **dict.fromkeys(overloads("index_select"), per_sheet(structure.chosen)),
+    **dict.fromkeys(overloads("index"), per_sheet(structure.indexed)),
+    **dict.fromkeys(overloads("flip", "roll"), per_sheet(structure.turned)),
+    **dict.fromkeys(overloads("channel_shuffle", "native_channel_shuffle"), per_sheet(structure.shuffled)),
+    **dict.fromkeys(overloads("pixel_shuffle"), per_sheet(structure.spread)),
+    **dict.fromkeys(overloads("constant_pad_nd", "pad"), per_sheet(structure.padded)),
+    **dict.fromkeys(overloads("im2col"), structure.unfolded),
+    **dict.fromkeys(overloads("col2im"), structure.folded),
     **dict.fromkeys([*_ELEMENTWISE, aten.max.other, aten.min.other], elementwise),
-    **dict.fromkeys(_overloads("prelu"), prelu),
-    **dict.fromkeys(_overloads("glu"), per_sheet(structure.gated)),
+    **dict.fromkeys(overloads("prelu"), prelu),
+    **dict.fromkeys(overloads("glu"), per_sheet(structure.gated)),
     **dict.fromkeys(_POOLING, per_sheet(reduction.pooling)),
-    **dict.fromkeys(_overloads("max_unpool2d", "max_unpool3d"), per_sheet(reduction.unpooling)),
-    **dict.fromkeys(_overloads("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), per_sheet(reduction.sampled)),
+    **dict.fromkeys(overloads("max_unpool2d", "max_unpool3d"), per_sheet(reduction.unpooling)),
+    **dict.fromkeys(overloads("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), per_sheet(reduction.sampled)),
     **dict.fromkeys(_REDUCTIONS, reduction.reduction),
-    **dict.fromkeys(_overloads("var", "std"), reduction.deviation),
-    **dict.fromkeys(_overloads("linalg_vector_norm", "norm"), reduction.vector_norm),
-    **dict.fromkeys(_overloads("std_mean", "var_mean"), reduction.moments),
-    **dict.fromkeys(_overloads("_weight_norm"), reduction.weight_norm),
+    **dict.fromkeys(overloads("var", "std"), reduction.deviation),
+    **dict.fromkeys(overloads("linalg_vector_norm", "norm"), reduction.vector_norm),
+    **dict.fromkeys(overloads("std_mean", "var_mean"), reduction.moments),
+    **dict.fromkeys(overloads("_weight_norm"), reduction.weight_norm),
     **dict.fromkeys([aten.max.dim, aten.min.dim], reduction.extremes),
     **dict.fromkeys(
-        _overloads("softmax", "_softmax", "log_softmax", "_log_softmax"), per_sheet(reduction.softmax, ragged=True)
+        overloads("softmax", "_softmax", "log_softmax", "_log_softmax"), per_sheet(reduction.softmax, ragged=True)
     ),
-    **dict.fromkeys(_overloads("conv1d", "conv2d", "conv3d"), contraction.convolution),
-    **dict.fromkeys(_overloads("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), contraction.transposed_convolution),
-    **dict.fromkeys(_overloads("linear"), contraction.linear),
-    **dict.fromkeys(_overloads("matmul", "mm", "bmm"), contraction.matrix_product),
-    **dict.fromkeys(_overloads("mv", "dot", "vdot"), contraction.vector_product),
-    **dict.fromkeys(_overloads("addmm", "baddbmm"), contraction.product_sum),
-    **dict.fromkeys(_overloads("scaled_dot_product_attention"), contraction.attention),
-    **dict.fromkeys(_overloads("embedding"), contraction.embedding),
-    **dict.fromkeys(_overloads("batch_norm", "_native_batch_norm_legit_no_training"), reduction.batch_norm),
-    **dict.fromkeys(_overloads("instance_norm"), reduction.instance_norm),
-    **dict.fromkeys(_overloads("group_norm"), reduction.group_norm),
-    **dict.fromkeys(_overloads("layer_norm", "rms_norm"), reduction.layer_norm),
+    **dict.fromkeys(overloads("conv1d", "conv2d", "conv3d"), contraction.convolution),
+    **dict.fromkeys(overloads("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), contraction.transposed_convolution),
+    **dict.fromkeys(overloads("linear"), contraction.linear),
+    **dict.fromkeys(overloads("matmul", "mm", "bmm"), contraction.matrix_product),
+    **dict.fromkeys(overloads("mv", "dot", "vdot"), contraction.vector_product),
+    **dict.fromkeys(overloads("addmm", "baddbmm"), contraction.product_sum),
+    **dict.fromkeys(overloads("scaled_dot_product_attention"), contraction.attention),
+    **dict.fromkeys(overloads("embedding"), contraction.embedding),
+    **dict.fromkeys(overloads("batch_norm", "_native_batch_norm_legit_no_training"), reduction.batch_norm),
+    **dict.fromkeys(overloads("instance_norm"), reduction.instance_norm),
+    **dict.fromkeys(overloads("group_norm"), reduction.group_norm),
+    **dict.fromkeys(overloads("layer_norm", "rms_norm"), reduction.layer_norm),
 }  # fmt: skip

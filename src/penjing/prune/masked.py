@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from penjing.graph import Channels
 from penjing.graph.labels import Labels
+from penjing.graph.rules import overloads
 
 aten = torch.ops.aten
 
@@ -26,7 +27,7 @@ class Masked(fx.Interpreter):
         self.device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
     def run_node(self, n: fx.Node) -> Any:
-        told = [self.mask(labels) for _, labels in self.mixes.get(n.name, ())]
+        told = [self.mask(labels) for labels in self.mixes.get(n.name, ())]
         masks = [mask for mask in told if not bool(mask.all())]
         if not masks:
             return super().run_node(n)
@@ -116,21 +117,16 @@ def _spread(out: Tensor, places: list[tuple[int, Tensor]], x: Tensor) -> Tensor:
     return out
 
 
-def _overloads(*names: str) -> list[Any]:
-    packets = [getattr(aten, n) for n in names if hasattr(aten, n)]
-    return [getattr(p, o) for p in packets for o in p.overloads()]
-
-
 _KINDS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
-        _overloads(
+        overloads(
             "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "linalg_vector_norm", "norm",
             "batch_norm", "softmax", "_softmax", "log_softmax", "_log_softmax", "_weight_norm",
         ),
         _compressed,
     ),
     **dict.fromkeys([aten.max.dim, aten.min.dim], _compressed),
-    **dict.fromkeys(_overloads("layer_norm", "rms_norm"), _layer_norm),
-    **dict.fromkeys(_overloads("group_norm"), _group_norm),
-    **dict.fromkeys(_overloads("addmm", "baddbmm"), _product_sum),
+    **dict.fromkeys(overloads("layer_norm", "rms_norm"), _layer_norm),
+    **dict.fromkeys(overloads("group_norm"), _group_norm),
+    **dict.fromkeys(overloads("addmm", "baddbmm"), _product_sum),
 }  # fmt: skip
