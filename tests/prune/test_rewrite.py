@@ -108,6 +108,40 @@ def test_norms_learn_their_statistics_in_train_mode_only(small: nn.Module) -> No
     assert torch.equal(after["bn.running_var"], before["bn.running_var"])
 
 
+def test_a_norm_without_momentum_counts_its_batches(model: nn.Module) -> None:
+    averaging = copy.deepcopy(model)
+    averaging.bn.momentum = None
+    small = rewritten(rewritten(averaging)[0])[0].train()
+    small.bn.running_mean.zero_()
+    small(*X)
+    once = small.bn.running_mean.clone()
+    small(*X)
+    assert small.bn.num_batches_tracked == 2
+    assert once.count_nonzero()
+    torch.testing.assert_close(small.bn.running_mean, once)  # the mean of the same batch twice
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_attention_drops_in_train_mode_only(weights: bool) -> None:
+    class Attending(Written):
+        def __init__(self) -> None:
+            super().__init__()
+            self.t = nn.MultiheadAttention(16, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.enter(x).view(-1, self.kinds, 64).transpose(1, 2)
+            y, _ = self.t(y, y, y, need_weights=weights)
+            return y.mean((1, 2))
+
+    small, _ = rewritten(randomized(Attending()).double())
+    expected = small(*X)
+    assert torch.equal(small(*X), expected)
+    small.t.train()
+    assert not torch.equal(small(*X), small(*X))
+    small.t.dropout = 0.0
+    torch.testing.assert_close(small(*X), expected)
+
+
 def test_it_trains(small: nn.Module) -> None:
     small.train()
     optimizer = torch.optim.SGD(small.parameters(), lr=1e-3)

@@ -1,15 +1,18 @@
 """For models with sizes written into ``forward``: give the pruned copy the exported graph, sizes rewritten, as its forward.
 
-The copy keeps its class, modules, parameter names and modes: dropout and batch norm ask the very modules they belong to
-whether they are in training. What is lost is Python: hooks of inner modules, and branches that only training takes.
+The copy keeps its class, modules, parameter names and modes: dropout, batch norm and torch's own attention ask the very modules
+they belong to whether they are in training, and how. What is lost is Python: hooks of inner modules, and branches that only
+training takes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from penjing.errors import ModelError, NotEquivalent
 from penjing.graph import Channels, Graph
@@ -57,15 +60,64 @@ def drop_assertions(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _ask_for_the_mode(graph: fx.Graph, node: fx.Node) -> None:
-    place = MODES.get(node.target) if node.op == "call_function" else None
-    if place is None or len(node.args) <= place or node.args[place] is not False:
+def _ask_for_the_mode(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
+    if node.op != "call_function":
         return
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     owner = str(stack[-1][0]) if stack else ""
+    place = MODES.get(node.target)
+    if place is not None and len(node.args) > place and node.args[place] is False:
+        if node.target is aten.batch_norm.default and _called(graph, node, modules):
+            return
+        with graph.inserting_before(node):
+            mode = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
+        _put(node, place, mode)
+    elif isinstance(modules.get(owner), nn.MultiheadAttention):
+        _drop_as_asked(graph, node, owner)
+
+
+def _called(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Put the call of a batch norm in the place of its operation, if it is one's: its momentum may be a count of batches."""
+    tensors = [n for n in node.args[1:5] if isinstance(n, fx.Node)]
+    owner = str(tensors[-1].target).rpartition(".")[0] if tensors else ""
+    if {str(n.target).rpartition(".")[0] for n in tensors} != {owner} or not isinstance(modules.get(owner), _BatchNorm):
+        return False
     with graph.inserting_before(node):
-        mode = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
-    node.args = tuple(mode if i == place else a for i, a in enumerate(node.args))
+        layer = graph.create_node("get_attr", owner)
+        node.replace_all_uses_with(graph.call_function(normed, (layer, node.args[0])))
+    for gone in (node, *tensors):
+        if not gone.users:
+            graph.erase_node(gone)
+    return True
+
+
+def normed(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """What a batch norm makes of ``x``; not what a subclass does besides, which is in the graph."""
+    out: Tensor = _BatchNorm.forward(layer, x)
+    return out
+
+
+def _drop_as_asked(graph: fx.Graph, node: fx.Node, owner: str) -> None:
+    """In eval mode, in which graphs are read, nothing is left of the dropout of attention's weights."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        with graph.inserting_before(node):
+            share = graph.call_function(dropout_now, (graph.create_node("get_attr", owner),))
+        node.args, node.kwargs = node.args[:4], {**node.kwargs, "dropout_p": share}
+    elif node.target is aten.softmax.int:
+        with graph.inserting_after(node):
+            dropped = graph.call_function(dropped_now, (layer := graph.create_node("get_attr", owner), node))
+        dropped.prepend(layer)
+        node.replace_all_uses_with(dropped, delete_user_cb=lambda user: user is not dropped)
+
+
+def dropout_now(layer: nn.MultiheadAttention) -> float:
+    """The share that it drops in the mode that it is in."""
+    return layer.dropout if layer.training else 0.0
+
+
+def dropped_now(layer: nn.MultiheadAttention, weights: Tensor) -> Tensor:
+    """The weights of attention after the dropout that there is in this mode."""
+    return F.dropout(weights, layer.dropout) if layer.training else weights
 
 
 def _ask_for_the_sizes(graph: fx.Graph) -> None:
@@ -97,8 +149,9 @@ def with_forward(small: nn.Module, module: fx.GraphModule, graph: fx.Graph) -> n
     """
     drop_assertions(graph)
     _ask_for_the_sizes(graph)
+    modules = dict(small.named_modules(remove_duplicate=False))
     for node in list(graph.nodes):
-        _ask_for_the_mode(graph, node)
+        _ask_for_the_mode(graph, node, modules)
     for name in {str(n.target) for n in graph.nodes if n.op == "get_attr" and "." not in str(n.target)}:
         if not hasattr(small, name):  # a constant of the graph, or a part of it
             value = getattr(module, name)
