@@ -860,6 +860,7 @@ REWRITTEN: dict[str, Make] = {
     "split_unequally": _between(lambda m, x: torch.cat([m.c((p := x.split([4, 12], 1))[1]), p[0]], 1), c=conv(12, 12)),
     "three_parts": _between(lambda _m, x: torch.cat(x.chunk(3, 1)[::-1], 1)),
     "sliced": _between(lambda m, x: torch.cat([m.c(x[:, :8]), x[:, 8:]], 1), c=conv(8, 8)),
+    "narrowed": _between(lambda m, x: torch.cat([m.c(x.narrow(1, 0, 8)), x.narrow(1, -8, 8)], 1), c=conv(8, 8)),
     "the_last": _between(lambda _m, x: x[:, -8:] + x[:, 4:12], 8),
     "one_channel_picked": _between(lambda _m, x: x * torch.sigmoid(x[:, 3:4])),
     "partly": _between(partly, c=conv(4, 4)),

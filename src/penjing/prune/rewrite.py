@@ -271,6 +271,15 @@ def _slice(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
         copy.args = (copy.args[0], dim, *new)
 
 
+def _narrow(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
+    dim, start, length = (int(n) for n in node.args[1:4])  # type: ignore[arg-type]
+    kept = sizes.kept(node.args[0], dim)
+    if kept is not None and not bool(kept.all()):
+        start %= len(kept)
+        first = int(kept[:start].sum())
+        copy.args = (copy.args[0], dim, first, int(kept[: start + length].sum()) - first)
+
+
 def _select(sizes: Sizes, node: fx.Node, copy: fx.Node) -> None:
     dim, index = int(node.args[1]), int(node.args[2])  # type: ignore[arg-type]
     kept = sizes.kept(node.args[0], dim)
@@ -305,6 +314,7 @@ _REWRITES: dict[Any, Callable[[Sizes, fx.Node, fx.Node], None]] = {
     aten.unflatten.int: _unflatten,
     **dict.fromkeys([aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default], _parts),
     aten.slice.Tensor: _slice,
+    aten.narrow.default: _narrow,
     aten.select.int: _select,
     **dict.fromkeys([aten.layer_norm.default, aten.rms_norm.default], _normalized),
     aten.group_norm.default: _groups(1),
