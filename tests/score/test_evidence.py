@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from penjing.errors import DataError, RecipeError
-from penjing.graph import capture
+from penjing.graph import capture, repeated
 from penjing.score import CRITERIA, Evidence, activation_energy, criterion_named
 from penjing.task import inputs_and_target
-from tests.nets import CUTTABLE, IMAGE
+from tests.nets import CUTTABLE, IMAGE, conv, pair
 from tests.oracle import inputs
 
 X, Y = torch.zeros(4, 3), torch.zeros(4)
@@ -56,6 +56,13 @@ def test_data_that_the_model_cannot_take_is_refused(data: Any, named: str) -> No
     evidence = Evidence.of(capture(CUTTABLE["plain"](), inputs(IMAGE)), data)
     with pytest.raises(DataError, match=named):
         activation_energy(evidence)
+
+
+def test_a_number_among_the_inputs_has_no_batch() -> None:
+    x, t = torch.ones(2, 3, 8, 8), torch.tensor(0.5)
+    evidence = Evidence.of(capture(pair(lambda m, x, t: m.b(m.a(x) * t), a=conv(3, 8), b=conv(8, 2))(), (x, t)), [(x, t)])
+    assert activation_energy(evidence)["a.weight"].shape == (8,)
+    assert [tuple(each.shape) for each in repeated((x, t), 5)] == [(5, 3, 8, 8), ()]
 
 
 def test_criteria_are_found_by_name() -> None:

@@ -67,8 +67,9 @@ def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def repeated(example: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
-    """The first sample of the inputs as a batch of so many."""
-    return tuple(x[:1].repeat(batch, *[1] * (x.ndim - 1)) for x in example)
+    """The first sample of the inputs as a batch of so many; what is not batched as the first of them, such as a step, stays."""
+    size = example[0].shape[:1]
+    return tuple(x[:1].repeat(batch, *[1] * (x.ndim - 1)) if size and x.shape[:1] == size else x for x in example)
 
 
 def check_weights(model: nn.Module) -> None:

@@ -66,7 +66,7 @@ class Evidence:
 
     def _check_batch(self, inputs: tuple[Tensor, ...]) -> None:
         for x, like in zip(inputs, self.graph.example, strict=True):
-            if not x.ndim or x.ndim != like.ndim:
+            if not inputs[0].ndim or x.ndim != like.ndim:
                 raise DataError(f"data yields inputs of shape {tuple(x.shape)}; the model was read with {tuple(like.shape)}")
             if not self.graph.dynamic and x.shape != like.shape:
                 raise DataError(
