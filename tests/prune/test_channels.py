@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing.errors import PenjingError, PlanError
 from penjing.plan import ChannelPlan
-from penjing.prune import plan_channels, prune_channels
+from penjing.prune import plan_channels, prune, prune_channels
 from penjing.prune.channels import RewrittenWarning
 from penjing.prune.verify import verify_against
 from tests.nets import AWKWARD, CUTTABLE, IMAGE, MIXING, REWRITTEN, SHAPES, UNWILLING, TwoNames, conv
@@ -213,6 +213,35 @@ def check_sizes(small: nn.Module) -> None:
             assert m.weight.shape == (m.out_features, m.in_features)
         elif isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None:
             assert m.running_mean.shape == (m.num_features,)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute")
+@pytest.mark.parametrize(
+    "first",
+    [
+        nn.Sequential(conv(3, 8), nn.InstanceNorm2d(8)),
+        nn.Sequential(nn.utils.spectral_norm(conv(3, 8)), nn.BatchNorm2d(8, affine=False, track_running_stats=False)),
+    ],
+)
+def test_layers_whose_tensors_do_not_tell_remember_their_new_sizes(first: nn.Sequential) -> None:
+    small = prune(nn.Sequential(first, conv(8, 2)), inputs(IMAGE), 0.5, round_to=4)
+    assert small[0][0].out_channels == small[0][1].num_features == small[1].in_channels == 4
+
+
+def test_what_only_training_reads_is_told_and_can_be_excluded() -> None:
+    class Aided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aux = conv(3, 8), conv(8, 2), conv(8, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.a(x)
+            return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+    x = inputs(IMAGE)
+    plan = plan_channels(Aided(), x, 0.5, exclude=["aux.*"], round_to=4)
+    with pytest.warns(UserWarning, match=r"aux\.weight and 1 more take no part in eval mode"):
+        prune_channels(Aided(), plan, x)
 
 
 def test_layers_remember_their_new_sizes(pruned: Pruned) -> None:

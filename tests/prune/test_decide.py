@@ -3,6 +3,7 @@ import functools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -113,7 +114,7 @@ def last_first(evidence: Evidence) -> Scores:
 
 @pytest.mark.parametrize("ranking", ["layer", "global", "isomorphic"])
 def test_the_criterion_decides_and_excluded_groups_stay_whole(ranking: str) -> None:
-    plan = plan_channels(model(), X, 0.5, criterion=last_first, ranking=ranking, exclude=["4.*"], round_to=1)
+    plan = plan_channels(model(), X, np.float32(0.5), criterion=last_first, ranking=ranking, exclude="4.*", round_to=1)  # type: ignore[arg-type]
     kept = (0, 1, 2, 3)
     assert plan == ChannelPlan({"0.weight": {0: kept}, "0.bias": {0: kept}, "2.weight": {1: kept}})
 
@@ -325,7 +326,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float], named: st
         plan_channels(model(), X, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("exclude", [["head.*"], "0.*", ["0.weight", "5.*"]])
+@pytest.mark.parametrize("exclude", [["head.*"], "head.*", ["0.weight", "5.*"]])
 def test_a_pattern_that_fits_nothing_is_refused(exclude: list[str]) -> None:
     with pytest.raises(RecipeError, match="fits no parameter"):
         plan_channels(model(), X, 0.5, exclude=exclude)

@@ -209,10 +209,10 @@ class Stepped(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("t", [torch.tensor(3.0), torch.ones(8, 1, 1)])
-def test_inputs_without_a_batch_are_whole_in_a_repair(t: Tensor) -> None:
+@pytest.mark.parametrize(("t", "ratio"), [(torch.tensor(3.0), 0.5), (torch.ones(8, 1, 1), 0.0)])
+def test_inputs_without_a_batch_are_whole_in_a_repair(t: Tensor, ratio: float) -> None:
     net, x = Stepped().eval(), torch.randn(32, 3, 8, 8)
-    plan = pj.plan_channels(net, (x, t), ratio=0.5)
+    plan = pj.plan_channels(net, (x, t), ratio)
     small = pj.prune_channels(net, plan, (x, t))
     with torch.no_grad():
         assert pj.repair(small, net, plan, (x, t), [(x, t)])(x, t).shape == (32, 4, 6, 6)

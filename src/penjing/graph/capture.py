@@ -42,12 +42,14 @@ class Graph:
         example: The inputs it was read with; a batch of 1 may have become one of 2, since torch takes a size of 1 as fixed.
         dynamic: Whether any batch size will do.
         constants: Tensors in ``module`` that are neither parameters nor buffers of the model.
+        unread: Parameters of the model that take no part in eval mode, as those of heads for training.
     """
 
     module: fx.GraphModule
     example: tuple[Tensor, ...]
     dynamic: bool
     constants: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
 
 
 def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -153,7 +155,10 @@ def takes_any_batch(module: fx.GraphModule) -> bool:
 def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     module = once(still, inputs, lambda: _traced(still, inputs))
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own_tensors(still).keys()))
+    own = own_tensors(still)
+    used = {id(own[str(n.target)]) for n in module.graph.nodes if n.op == "get_attr" and n.users and n.target in own}
+    unread = tuple(n for n, p in still.named_parameters(remove_duplicate=False) if id(p) not in used)
+    return Graph(module, inputs, takes_any_batch(module), frozenset(read - own.keys()), unread)
 
 
 def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:

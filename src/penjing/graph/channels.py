@@ -65,6 +65,7 @@ class Channels:
         fixed: ``{(parameter, dim): reason}`` for dimensions of which some channels must stay.
         reads: Dimensions of weights that sum over a value's channels; zeroed there, a channel contributes nothing.
         shapes: Of every parameter that was labelled.
+        unread: Parameters that take no part in eval mode, and so in no group.
         ledger: The labels of every value, for those who must know where in the graph a channel is.
     """
 
@@ -73,6 +74,7 @@ class Channels:
     reads: frozenset[tuple[str, int]]
     shapes: Mapping[str, tuple[int, ...]]
     ledger: Ledger = field(repr=False)
+    unread: tuple[str, ...] = ()
 
     def alive(self, keep: Mapping[str, Mapping[int, Iterable[int]]]) -> Tensor:
         """Which labels a plan keeps; shape ``(labels,)``, boolean."""
@@ -98,7 +100,7 @@ def find_channels(graph: Graph) -> Channels:
         for i, f in enumerate(families.members)
     )
     groups.sort(key=lambda g: (order[g.axes[0].name], int(g.axes[0].index[0, 0])))
-    return Channels(tuple(groups), families.fixed, frozenset(ledger.reads), ledger.shapes, ledger)
+    return Channels(tuple(groups), families.fixed, frozenset(ledger.reads), ledger.shapes, ledger, graph.unread)
 
 
 def _numbered(groups: Iterable[Group]) -> list[Group]:

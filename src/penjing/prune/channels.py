@@ -14,7 +14,7 @@ from penjing.errors import NotEquivalent, PlanError
 from penjing.graph import Channels, Graph, as_inputs, capture, find_channels, own_tensors
 from penjing.plan import ChannelPlan
 from penjing.prune.blocks import drop_blocks
-from penjing.prune.rewrite import with_rewritten_forward
+from penjing.prune.rewrite import Sizes, with_rewritten_forward
 from penjing.prune.verify import verify_against
 from penjing.task import in_eval
 
@@ -92,6 +92,14 @@ def _proven(
     rewrite: bool | None,
 ) -> nn.Module:
     """``small`` once it is verified, with its forward rewritten if it must be."""
+    if graph.unread and plan.keep:
+        more = f" and {len(graph.unread) - 1} more" if len(graph.unread) > 1 else ""
+        message = (
+            f"{graph.unread[0]}{more} take no part in eval mode and stay as they are: if training reads them beside channels "
+            "that were cut, it fails; leave these whole with exclude, or cut the branch yourself"
+        )
+        warnings.warn(message, stacklevel=3)
+    _match_bare_norms(small, graph, Sizes(channels, plan))
     if rewrite and (graph.dynamic or not plan.blocks):  # of one batch size, only leaving out blocks has rewritten it
         small = with_rewritten_forward(small, graph, channels, plan)
     if not verify:
@@ -157,7 +165,8 @@ def _match_attributes(module: nn.Module) -> None:
     """Make the sizes that a layer remembers those that its weight now has."""
     made_of = getattr(module, "parametrizations", {})
     gone = "weight" in made_of and None in made_of["weight"]._parameters.values()  # with a block that was left out
-    weight = None if gone else getattr(module, "weight", None)
+    made_by_hooks = (module._parameters.get(name) for name in ("weight_orig", "weight_v"))  # and ``weight`` is of the last call
+    weight = None if gone else next((w for w in made_by_hooks if w is not None), getattr(module, "weight", None))
     if weight is None and isinstance(module, nn.modules.batchnorm._NormBase):
         weight = module.running_mean  # a norm without scale and shift
     if isinstance(weight, Tensor):
@@ -165,6 +174,17 @@ def _match_attributes(module: nn.Module) -> None:
             if isinstance(module, kind):
                 match(module, weight.shape)
                 return
+
+
+def _match_bare_norms(small: nn.Module, graph: Graph, sizes: Sizes) -> None:
+    """The same for norms without any tensor that would tell."""
+    modules = dict(small.named_modules(remove_duplicate=False))
+    for node in graph.module.graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        layer = modules.get(str(stack[-1][0])) if stack else None
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.weight is layer.running_mean is None:
+            width = sizes.of(node)
+            layer.num_features = width[1] if width else layer.num_features
 
 
 def _match_convolution(layer: nn.modules.conv._ConvNd, shape: torch.Size) -> None:

@@ -6,10 +6,12 @@ important first; a ratio, or a target in multiply-accumulates, says how many of 
 
 import bisect
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class Selection:
         if (self.ratio is None) == (self.macs is None):
             raise RecipeError(f"ratio is {self.ratio} and macs is {self.macs}; give one of the two, e.g. ratio=0.5")
         for name in ("ratio", "macs", "floor"):
-            if not isinstance(getattr(self, name), int | float | None):
+            if not isinstance(getattr(self, name), Real | None):
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; give a number")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise RecipeError(f"ratio is {self.ratio}; give the share of channels to drop, from 0 up to 1, e.g. 0.5")
@@ -102,7 +104,7 @@ def plan_channels(  # noqa: PLR0913 - the whole of what can be asked for, by nam
             arXiv:2407.04616: those cut from the same places of the same operations, however wide they are).
         normalize: What the scores of a group are divided by before they are ranked with those of others: their ``"mean"`` or
             ``"max"`` size, or nothing (``"none"``, as Fang et al. do).
-        exclude: Patterns (``"head.*"``) of parameter names; groups that touch one are left whole.
+        exclude: Patterns (``"head.*"``) of parameter names, or one; groups that touch one are left whole.
         round_to: What is kept is a multiple of this many channels, for the runtime's vector units, and of the number of
             blocks that must stay equal. A group no wider than that is cut in quarters of itself.
         floor: Share of the channels of every group that always stays, and one step at least.
@@ -126,6 +128,8 @@ def plan_channels(  # noqa: PLR0913 - the whole of what can be asked for, by nam
 def plan_selection(evidence: Evidence, criterion: Criterion | str, selection: Selection, start: Start) -> ChannelPlan:
     """As ``plan_channels``, for a network that was cut before; shares and steps are those of the uncut one."""
     check_reachable(evidence, selection, start)
+    if selection.ratio and not any(g.channels > 1 for g in evidence.channels.groups):
+        warnings.warn(f"nothing can be cut: {_first_reason(evidence.channels)}; penjing.inspect tells all", stacklevel=3)
     scores = (criterion_named(criterion) if isinstance(criterion, str) else criterion)(evidence)
     _check_scores(evidence.channels, scores)
     groups = cuttable(evidence.channels, selection.exclude, cut_sums=selection.cut_sums)
@@ -138,6 +142,12 @@ def plan_selection(evidence: Evidence, criterion: Criterion | str, selection: Se
         assert selection.ratio is not None
         widths = _after(step for line in found for step in line.taken(selection.ratio))
     return plan_widths(evidence.channels, scores, widths)
+
+
+def _first_reason(channels: Channels) -> str:
+    """Why something stays; that the ends do says little."""
+    told = sorted(channels.fixed.items(), key=lambda item: item[1] in ("model input", "model output"))
+    return f"{told[0][0][0]} stays ({told[0][1]})" if told else "there is no layer with weights"
 
 
 def plan_widths(channels: Channels, scores: Scores, widths: Widths) -> ChannelPlan:
@@ -203,14 +213,15 @@ def cuttable(channels: Channels, exclude: Sequence[str], *, cut_sums: bool) -> l
     Raises:
         RecipeError: A pattern fits no parameter.
     """
-    for pattern in exclude:
-        if not any(fnmatch(name, pattern) for name in channels.shapes):
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in (*channels.shapes, *channels.unread)):
             near = next(iter(channels.shapes), "")
             raise RecipeError(f"exclude pattern {pattern!r} fits no parameter; names look like {near!r}")
     return [
         g
         for g in channels.groups
-        if (cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in exclude)
+        if (cut_sums or not g.summed) and not any(fnmatch(a.name, p) for a in g.axes for p in patterns)
     ]
 
 

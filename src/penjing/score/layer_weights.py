@@ -48,18 +48,19 @@ def layer_weights(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[LayerW
     In a graph, such as ``quantize`` gives, they are found by the operations that read them.
 
     Args:
-        exclude: Patterns (``"head.*"``) of parameter names to leave out.
+        exclude: Patterns (``"head.*"``) of parameter names, or one, to leave out.
 
     Raises:
         RecipeError: A pattern fits no such weight.
         ModelError: None are left.
     """
     found = tuple(_in_graph(model) if isinstance(model, fx.GraphModule) else _in_modules(model))
-    for pattern in exclude:
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    for pattern in patterns:
         if not any(fnmatch(w.name, pattern) for w in found):
             near = found[0].name if found else "none"
             raise RecipeError(f"exclude pattern {pattern!r} fits no weight of a layer; their names look like {near!r}")
-    left = tuple(w for w in found if not any(fnmatch(w.name, p) for p in exclude))
+    left = tuple(w for w in found if not any(fnmatch(w.name, p) for p in patterns))
     if not left:
         why = "exclude leaves none" if found else "it has no convolution or linear layer with a weight of its own"
         raise ModelError(f"{type(model).__name__} has no weights to cut: {why}")
