@@ -19,7 +19,6 @@ SHAPES: dict[str, Shapes] = {  # of those that do not take an image
     "embedded": ((3, 8, 8), (1,)),
     "transposed_1d": ((3, 16),),
     "transposed_3d": ((3, 6, 6, 6),),
-    "decoded, rewritten": ((6,),),
 }
 
 
@@ -879,8 +878,8 @@ REWRITTEN: dict[str, Make] = {
         net(lambda m, x: m.head(m.t(*[F.relu(m.a(x)).flatten(2).transpose(1, 2)] * 3, need_weights=False)[0].mean(1)),
             a=conv(3, 8), t=nn.MultiheadAttention(8, 2, batch_first=True), head=head(8))),
     "decoded": (
-        net(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x)).view(-1, 4, 5, 5)))),
-            a=nn.Linear(6, 100), b=nn.ConvTranspose2d(4, 4, 2, stride=2), c=conv(4, 2))),
+        net(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(pooled(x))).view(-1, 4, 5, 5)))),
+            a=nn.Linear(3, 100), b=nn.ConvTranspose2d(4, 4, 2, stride=2), c=conv(4, 2))),
     "times_the_count": _between(lambda _m, x: x * x.shape[1]),
     "dict_of_views": (
         net(lambda m, x: {"classes": m.head(pooled(m.b(m.a(x).view(-1, 16, 8, 8)))), "map": m.c(m.a(x))},
