@@ -16,6 +16,7 @@ from tests.nets import IMAGE, conv
 from tests.oracle import absent, chosen, difference, inputs, randomized
 
 X = inputs(IMAGE, 3, torch.float64)
+pytestmark = pytest.mark.filterwarnings("ignore:.*take no part in eval mode")  # some leave layers of ``Written`` uncalled
 
 
 class Written(nn.Module):
