@@ -1,4 +1,5 @@
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -123,16 +124,17 @@ def test_the_graph_has_the_model_s_names() -> None:
 class Timed(nn.Module):
     """With a time step that is one for all samples."""
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x * t
+    def forward(self, *given: Tensor) -> Tensor:
+        return given[0] * given[1]
 
 
 def test_a_batch_of_one_is_doubled() -> None:
     assert capture(nn.Linear(3, 4), torch.zeros(1, 3)).example[0].shape == (2, 3)
     assert capture(nn.Linear(3, 4), torch.zeros(3, 3)).example[0].shape == (3, 3)
-    beside = capture(Timed(), (torch.zeros(1, 3), torch.tensor(0.5)))
-    assert [x.shape for x in beside.example] == [(2, 3), ()]
-    assert beside.dynamic
+    for given in itertools.permutations((torch.zeros(1, 3), torch.tensor(0.5))):
+        beside = capture(Timed(), given)
+        assert {x.shape for x in beside.example} == {(2, 3), ()}
+        assert beside.dynamic
 
 
 def test_a_batch_written_into_the_model_is_found() -> None:

@@ -70,8 +70,8 @@ def as_inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def repeated(example: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
     """The first sample of the inputs as a batch of so many; what is not batched as the first of them, such as a step, stays."""
-    size = example[0].shape[:1]
-    return tuple(x[:1].repeat(batch, *[1] * (x.ndim - 1)) if size and x.shape[:1] == size else x for x in example)
+    size = next((x.shape[:1] for x in example if x.ndim), None)
+    return tuple(x[:1].repeat(batch, *[1] * (x.ndim - 1)) if x.shape[:1] == size else x for x in example)
 
 
 def check_weights(model: nn.Module) -> None:
@@ -148,8 +148,9 @@ def is_captured(model: nn.Module) -> TypeGuard[fx.GraphModule]:
 
 def takes_any_batch(module: fx.GraphModule) -> bool:
     """Whether a captured graph was read with a free batch size."""
-    value = next(n for n in module.graph.nodes if n.op == "placeholder").meta["val"]
-    return isinstance(value, Tensor) and value.ndim > 0 and not is_concrete_int(value.shape[0])
+    values = (n.meta["val"] for n in module.graph.nodes if n.op == "placeholder")
+    batched = next((v for v in values if isinstance(v, Tensor) and v.ndim), None)
+    return batched is not None and not is_concrete_int(batched.shape[0])
 
 
 def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
@@ -162,7 +163,7 @@ def _read(still: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
 
 
 def _traced(still: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
-    batch = inputs[0].shape[0] if inputs[0].ndim else None
+    batch = next((x.shape[0] for x in inputs if x.ndim), None)  # a single number, as a time step, has none
     dims = tuple({0: torch.export.Dim.AUTO} if x.ndim and x.shape[0] == batch else {} for x in inputs)
     try:
         with torch.no_grad(), without_torchs_own_noise(), lengths_of_any_batch():
