@@ -1,8 +1,8 @@
-"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about 5 minutes)
+"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about a quarter of an hour)
 
 ``make test`` leaves out what is marked ``slow``: runs on several processes, runs that are killed, all kinds of networks on both
-runtimes, and the code of the longer pages. This runs exactly those (``make slow``) and writes slow_tests.json and
-slow_tests.md. The exit code is that of pytest.
+runtimes, the code of the longer pages, and most of many cases alike. This runs exactly those (``make slow``) and writes
+slow_tests.json and slow_tests.md. The exit code is that of pytest.
 """
 
 import os

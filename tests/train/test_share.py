@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -202,6 +203,15 @@ class Noise(Dataset[Any]):
         return torch.rand(()), random.random(), np.random.random()
 
 
+@pytest.fixture
+def own_children() -> Iterator[None]:
+    """Loaders with workers leave a handler of all children that end; under pytest's stack for signals it may end the process."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("own_children")
 @pytest.mark.parametrize("wrapped", [lambda train: train, lambda train: Portion(train, 1)])
 def test_workers_that_stay_draw_at_every_walk_what_the_seed_says(wrapped: Callable[[Any], Any]) -> None:
     loader = DataLoader(Noise(), batch_size=2, num_workers=1, persistent_workers=True)
