@@ -205,7 +205,7 @@ class Noise(Dataset[Any]):
 
 @pytest.fixture
 def own_children() -> Iterator[None]:
-    """Loaders with workers leave a handler of all children that end; under pytest's stack for signals it may end the process."""
+    """Loaders with workers leave a handler of children that end; on pytest's stack for signals it may end the process."""
     before = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, before)
