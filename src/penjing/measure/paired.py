@@ -64,7 +64,7 @@ class Judgement:
     needed: int | None
 
 
-def paired(before: Score, after: Score, *, confidence: float = 0.95, looks: int = 1, seed: int = 0) -> Paired:
+def paired(before: Score, after: Score, *, confidence: float = 0.95, looks: float = 1, seed: int = 0) -> Paired:
     """Compare two scores of the same samples in the same order.
 
     Where the metric's value is a multiple of the mean over its samples (a percentage, say), so is the interval. Where it is
@@ -73,7 +73,8 @@ def paired(before: Score, after: Score, *, confidence: float = 0.95, looks: int 
     Args:
         confidence: Of each side of the interval: ``high <= allowed`` is a one-sided test of non-inferiority at this level.
         looks: How many candidates are confirmed on these samples; each gets its share of the error (Bonferroni). All of them
-            must be counted at the first; where it is not known how many will be, 2, 4, 8 ... do.
+            must be counted at the first; where it is not known how many will be, 2, 4, 8 ... do, or others whose inverses add
+            up to 1 at the most.
         seed: Of the resampling.
 
     Raises:
