@@ -34,6 +34,7 @@ from penjing.quant.scheme import Scheme
 from penjing.quant.targets import WEIGHTED, Target, target_named
 from penjing.task import Inputs, as_tuple
 
+LARGE = 2**24  # bytes of weights; looking for garbage among all that there is takes longer than quantizing a small network
 OPTIONAL = 0.5  # share of a value that may become zero where those who read it can as well stay in float
 LOST = 0.5  # share of a value's numbers that a concatenation's grid may turn into zeros for those who read the value itself
 
@@ -97,7 +98,8 @@ class Quantizer:
         if isinstance(model, fx.GraphModule) and has_grids(model):
             raise ModelError("the network is quantized already; give the one in float that it was made from")
         self.reference = capture(model, as_inputs(example)).module
-        gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
+        if sum(t.nbytes for t in model.state_dict().values() if isinstance(t, Tensor)) > LARGE:
+            gc.collect()  # what reading leaves lies in cycles, and would stay while calibration takes memory
         self.batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         prepare(self.reference, target)
         _check_patterns(self.reference, self.scheme.exclude)
