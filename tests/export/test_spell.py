@@ -53,6 +53,17 @@ def test_windows_that_tile_the_map_are_not_traced_again(tmp_path: Path) -> None:
         torch.testing.assert_close(file.on(runtime).load(1, "f32")(x), net(x).detach(), atol=1e-5, rtol=1e-5)
 
 
+class Narrowed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.narrow(1, -2, 2) + x.narrow(1, -3, 2) + x.narrow(1, 0, 2)
+
+
+def test_parts_that_are_counted_from_the_end_are_all_there(tmp_path: Path) -> None:
+    x = torch.randn(2, 4, 3, 3)
+    file = pj.export(Narrowed(), x, tmp_path / "net.onnx")
+    torch.testing.assert_close(file.load(1)(x), Narrowed()(x))
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_a_network_is_not_traced_again_for_its_file(name: str, tmp_path: Path) -> None:
     make, shape = ZOO[name]

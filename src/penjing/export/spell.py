@@ -78,6 +78,14 @@ def _selected(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return graph.call_function(aten.index.Tensor, (x, [*before, index]))
 
 
+def _narrowed(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A part that is counted from the end as a slice: torch (2.13) writes an end of 0 where the part is the last one."""
+    x, dim, start, length = node.args
+    if not isinstance(start, int) or not isinstance(length, int) or start >= 0:
+        return None
+    return graph.call_function(aten.slice.Tensor, (x, dim, start, start + length or sys.maxsize))
+
+
 def _leaky(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A randomized ReLU outside training: its slope is the middle one."""
     x, low, high = node.args[0], argument(node, 1, 1 / 8), argument(node, 2, 1 / 3)
@@ -106,5 +114,6 @@ SPELLED: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.pad.default: _circular,
     aten.rrelu.default: _leaky,
     aten.index_select.default: _selected,
+    aten.narrow.default: _narrowed,
     aten.scaled_dot_product_attention.default: _attention,
 }
