@@ -1,4 +1,4 @@
-"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about a quarter of an hour)
+"""Do the tests that are too slow for every change still pass: python benchmarks/slow_tests.py   (about 6 minutes)
 
 ``make test`` leaves out what is marked ``slow``: runs on several processes, runs that are killed, all kinds of networks on both
 runtimes, the code of the longer pages, and most of many cases alike. This runs exactly those (``make slow``) and writes
