@@ -14,7 +14,8 @@ from penjing.files import read_json
 from penjing.graph import capture, find_channels
 from penjing.plan import ChannelPlan
 from penjing.prune import RewrittenWarning, drop_blocks, prune_channels, prune_to_look
-from penjing.search import Budget, Candidate, Cost, regrouped
+from penjing.run.choose import Chooser, _Aim
+from penjing.search import Allocation, Budget, Candidate, Cost, regrouped
 from penjing.settings import Settings
 from tests.run.test_run import SETTINGS, task
 
@@ -65,6 +66,16 @@ def test_groups_that_a_block_tied_are_free_without_it() -> None:
     quarter = regrouped({tied.name: tied.channels // 4}, whole, without, ChannelPlan({}), {tied.name: tied.channels // 2})
     assert quarter == half
     assert regrouped({g.name: 2 for g in whole.groups}, whole, whole, ChannelPlan({}), {}) == {g.name: 2 for g in whole.groups}
+
+
+def test_a_limit_on_latency_is_met_as_measured_and_not_as_foretold() -> None:
+    """Tables of a busy moment foretell too long a time: once a file was measured, a wider one is asked for."""
+    chooser = object.__new__(Chooser)
+    chooser.ceilings, chooser.whole = {"latency": 6.0}, Allocation({}, {}, 0.0, {"latency": 30.0})
+    limit, faster = (_Aim(chooser._foretold(share), {}, "least sum") for share in (0.2, 0.1))
+    for chooser.ratio, most in ((1.0, 6.0), (0.8, 7.5)):
+        assert chooser._wanted(limit)["latency"] == pytest.approx(most)
+        assert chooser._wanted(faster)["latency"] == pytest.approx(3.0)
 
 
 @pytest.mark.filterwarnings("ignore::penjing.prune.RewrittenWarning")

@@ -39,6 +39,7 @@ from penjing.search import (
 )
 
 STITCHES = 6  # times that a choice is measured and corrected where a limit is given
+NEARLY = 0.999  # share of the latency limit from which on a latency by the tables is the limit itself
 STEADY = 0.9  # share of what files were thought to take that they may take without being made wider again
 CLOSER = 0.97  # of the latency asked for, at each correction: widths come in steps, and clocks are not exact
 
@@ -139,7 +140,7 @@ class Chooser:
         if share >= 1 and not self.ceilings:
             return self.whole
         asked = {r: v for r, v in self.ceilings.items() if r != "latency"}
-        aim = _Aim(share * self.whole.costs["latency"], dict(asked), LEAST_SUM)
+        aim = _Aim(self._foretold(share), dict(asked), LEAST_SUM)
         try:
             choices = rivals(self.tables, self._wanted(aim), most=raw.net.widths, gone=raw.net.plan.blocks)
         except BudgetError:  # by the tables, which may err
@@ -156,6 +157,11 @@ class Chooser:
         """Take the ratio as it was when a choice was made, or what comes next would be chosen by another."""
         if (held := self.job.kept(f"{key}-widths")) is not None:
             self.ratio = held["ratio"]
+
+    def _foretold(self, share: float) -> float:
+        """The latency by the tables at a share; any where that is the limit's, which is met as measured and not as foretold."""
+        foretold = share * self.whole.costs["latency"]
+        return math.inf if foretold > NEARLY * self.ceilings.get("latency", math.inf) else foretold
 
     def _wanted(self, aim: _Aim) -> dict[str, float]:
         fast = self.ceilings.get("latency", math.inf)
