@@ -31,12 +31,12 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
     before = job.score(baseline.artifact.load(job.threads, "f32"), job.task.confirm)
     shown = list(tried)
     waiting = [c for c in tried if c.status == "holds"] or _whole(tried)
-    looked = 0
+    looked, left = 0, 1.0  # and how much is left of the error
     while waiting and looked < LOOKS:
-        looked += 1
+        looked, spent, left = looked + 1, SPENT * left, (1 - SPENT) * left
         candidate = waiting.pop(0)
         try:
-            shipped = _shipped(job, maker, baseline, candidate, before, 1 / (SPENT * (1 - SPENT) ** (looked - 1)))
+            shipped = _shipped(job, maker, baseline, candidate, before, 1 / spent)
         except NoScore:
             shown[shown.index(candidate)] = replace(candidate, status="does not hold", note="the metric gives no number")
             continue
@@ -51,7 +51,7 @@ def confirm(job: Job, maker: Maker, baseline: Baseline, tried: Sequence[Candidat
         if looked < LOOKS - 1 and (gentler := _between(job, maker, baseline, candidate, waiting[:1])) is not None:
             shown.append(gentler)
             waiting.insert(0, gentler)
-    return tell(job, maker, baseline, shown, _original(job, maker, baseline, before, 1 / (1 - SPENT) ** looked))
+    return tell(job, maker, baseline, shown, _original(job, maker, baseline, before, 1 / left))
 
 
 def _between(job: Job, maker: Maker, baseline: Baseline, failed: Candidate, following: Sequence[Candidate]) -> Candidate | None:
