@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from penjing.data import fashion_sample
 from penjing.errors import first_line
 from penjing.export import RUNTIMES, Artifact, export, left_in_float
 from penjing.measure import cores, machine
+from penjing.measure.machine import version
 from penjing.processor import overflows
 from penjing.quant import quantize, target_named
 from penjing.search.ledger import FOLDER, Ledger

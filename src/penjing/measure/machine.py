@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import Any
 
+import torch
+
 from penjing.processor import FEATURES, processor
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "numpy")
@@ -29,8 +31,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def version(package: str) -> str:
+    """The version of a package; torch's says what it was built for, which its metadata may leave out.
+
+    Raises:
+        PackageNotFoundError: It is not installed.
+    """
+    return str(torch.__version__) if package == "torch" else package_version(package)
+
+
 def _version(package: str) -> str:
     try:
-        return package_version(package)
+        return version(package)
     except PackageNotFoundError:
         return "not installed"
